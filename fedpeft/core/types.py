@@ -1,0 +1,93 @@
+"""The data that floors hand to each other. All of it is frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+Tensors = dict[str, np.ndarray]
+"""Trainable tensors by the name Hugging Face peft saves them under, in sorted order."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What one tensor must look like: shape and numpy dtype name."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the values, without any header."""
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientInfo:
+    """What the server knows of one client, learned by a ``query.hello`` message.
+
+    Attributes:
+        client_id: stable number of the client, 0 .. num_clients - 1.
+        node_id: Flower's transport id: random, only good for addressing messages.
+        num_examples: training examples that the client holds.
+        device: name of its device profile.
+        rank: LoRA rank it trains with, None where the method has none.
+    """
+
+    client_id: int
+    node_id: int
+    num_examples: int
+    device: str = "unknown"
+    rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientUpdate:
+    """One accepted reply: the tensors after local training and what came with them.
+
+    Attributes:
+        client: who sent it.
+        tensors: the same keys, shapes and dtypes as were sent down.
+        num_examples: the weight it asks for, a positive integer.
+        metrics: finite numbers, e.g. ``train-loss``.
+    """
+
+    client: ClientInfo
+    tensors: Tensors
+    num_examples: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What one exchange asks of a device.
+
+    Attributes:
+        flops: floating-point operations of the local computation.
+        bytes_down: bytes from server to client.
+        bytes_up: bytes from client to server.
+        dtype: dtype of the matrix products, ``float32`` or ``bfloat16``.
+        num_steps: optimiser steps (or evaluation batches).
+    """
+
+    flops: float
+    bytes_down: int
+    bytes_up: int
+    dtype: str = "float32"
+    num_steps: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Predicted seconds of one exchange on one device."""
+
+    down_s: float
+    compute_s: float
+    up_s: float
+
+    @property
+    def total_s(self) -> float:
+        """Download, then compute, then upload."""
+        return self.down_s + self.compute_s + self.up_s
