@@ -1,0 +1,1 @@
+"""Read a finished (or running) run directory and show it: one HTML page, or trackers that follow along."""

@@ -1,0 +1,93 @@
+"""What a page is made of, before it is HTML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedpeft.report import numbers
+from fedpeft.report.plots import colour_variable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Legend:
+    """What one colour means: the name, and the CSS colour."""
+
+    name: str
+    colour: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """One drawing with its heading."""
+
+    title: str
+    svg: str
+    legend: tuple[Legend, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One table; the first column is text, the others are numbers unless ``text_columns`` says otherwise.
+
+    Attributes:
+        marked: rows to highlight.
+        folded: show it closed, behind its caption.
+    """
+
+    caption: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    text_columns: frozenset[int] = frozenset({0})
+    marked: frozenset[int] = frozenset()
+    folded: bool = False
+    note: str = ""
+
+    @property
+    def narrow(self) -> bool:
+        """Whether it stands beside the charts instead of below them."""
+        return not self.folded and len(self.head) <= 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fold:
+    """Preformatted text behind a caption."""
+
+    caption: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """One part of the page.
+
+    Attributes:
+        missing: sentences that say what is not shown, and why.
+    """
+
+    title: str
+    lead: str = ""
+    charts: tuple[Chart, ...] = ()
+    tables: tuple[Table, ...] = ()
+    folds: tuple[Fold, ...] = ()
+    missing: tuple[str, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to show but sentences."""
+        return not (self.charts or self.tables or self.folds)
+
+    @property
+    def narrow_tables(self) -> tuple[Table, ...]:
+        """Tables that stand beside the charts."""
+        return tuple(table for table in self.tables if table.narrow)
+
+    @property
+    def wide_tables(self) -> tuple[Table, ...]:
+        """Tables that stand below the charts."""
+        return tuple(table for table in self.tables if not table.narrow)
+
+
+def legend(entries: list[tuple[str, int]]) -> tuple[Legend, ...]:
+    """Return a legend from names and palette colours."""
+    return tuple(Legend(name=numbers.name(name), colour=colour_variable(colour)) for name, colour in entries)

@@ -1,0 +1,88 @@
+"""Numbers as a person reads them. Unknown ones (None) become a dash."""
+
+from __future__ import annotations
+
+import math
+
+UNKNOWN = "-"
+_BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
+_SECONDS = ((86_400.0, "days"), (3_600.0, "h"), (60.0, "min"), (1.0, "s"))
+
+
+def bytes_unit(largest: float) -> tuple[float, str]:
+    """Return the decimal unit that suits ``largest`` bytes: its size in bytes, and its name."""
+    return next(((size, name) for size, name in _BYTES if largest >= size), _BYTES[-1])
+
+
+def seconds_unit(largest: float) -> tuple[float, str]:
+    """Return the unit that suits ``largest`` seconds: its size in seconds, and its name.
+
+    A unit is taken from two of it up, so that an axis has more than one tick.
+    """
+    return next(((size, name) for size, name in _SECONDS if largest >= 2 * size), _SECONDS[-1])
+
+
+def percent(value: float | None) -> str:
+    """``0.793`` is ``79.3 %``."""
+    return UNKNOWN if value is None else f"{100 * value:.1f} %"
+
+
+def plain(value: float | None, digits: int = 3) -> str:
+    """A number with ``digits`` decimals."""
+    return UNKNOWN if value is None else f"{value:.{digits}f}"
+
+
+def count(value: float | None) -> str:
+    """``12345`` is ``12,345``."""
+    return UNKNOWN if value is None else f"{round(value):,}"
+
+
+def size(value: float | None) -> str:
+    """Bytes: ``1.5e6`` is ``1.5 MB`` (1 MB is 10^6 bytes)."""
+    if value is None:
+        return UNKNOWN
+    unit, name = bytes_unit(abs(value))
+    return f"{value / unit:.0f} B" if name == "B" else f"{_three(value / unit)} {name}"
+
+
+def duration(value: float | None) -> str:
+    """Seconds: ``4000`` is ``1 h 07 min``."""
+    if value is None:
+        return UNKNOWN
+    if value < 60:
+        return f"{_three(value)} s"
+    whole = round(value)
+    minutes, seconds = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days:,} d {hours:02d} h"
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+
+
+def energy(value: float | None) -> str:
+    """Joules, kJ or MJ."""
+    if value is None:
+        return UNKNOWN
+    for unit, name in ((1e6, "MJ"), (1e3, "kJ")):
+        if abs(value) >= unit:
+            return f"{_three(value / unit)} {name}"
+    return f"{_three(value)} J"
+
+
+def points(before: float | None, after: float | None) -> str:
+    """The change between two shares, in percentage points: ``+30.6 points``."""
+    return "" if before is None or after is None else f"{100 * (after - before):+.1f} points"
+
+
+def name(text: object, limit: int = 48) -> str:
+    """A name that came from outside: printable, on one line and not too long."""
+    clean = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    return clean if len(clean) <= limit else clean[: limit - 3] + "..."
+
+
+def _three(value: float) -> str:
+    """Three significant digits without an exponent."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:.0f}"
+    return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"

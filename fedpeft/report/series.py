@@ -1,0 +1,188 @@
+"""Series out of a run's rows: pure functions, no drawing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedpeft.report.reader import RunView
+from fedpeft.report.rows import ClientRow, RoundRow
+
+MOST_BARS = 48
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bin:
+    """Consecutive rounds that share one bar."""
+
+    label: str
+    rounds: tuple[RoundRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """How one model did over the clients: a row for each evaluated round. All are shares 0..1."""
+
+    rounds: list[int]
+    mean: list[float]
+    worst: list[float]
+    lower: list[float]
+    upper: list[float]
+
+
+def metric(row: RoundRow, name: str) -> float | None:
+    """Return a metric of a round, ``train_loss`` included."""
+    return row.train_loss if name == "train_loss" else row.eval.get(name)
+
+
+def positions(view: RunView, axis: str) -> list[float | None]:
+    """Return where each round lies on ``axis``: ``round``, ``clock`` (virtual seconds) or ``bytes`` (training, both ways)."""
+    if axis == "round":
+        return [float(row.round) for row in view.rounds]
+    if axis == "clock":
+        return [0.0 if row.round == 0 else row.virtual_clock_s for row in view.rounds]
+    total, found = 0.0, []
+    for row in view.rounds:
+        total += (row.bytes_down or 0) + (row.bytes_up or 0)
+        found.append(total)
+    return list(found)
+
+
+def points(view: RunView, name: str, axis: str = "round") -> tuple[list[float], list[float]]:
+    """Return a metric against ``axis``, without the rounds where either is unknown.
+
+    A run that holds no round 0 gets its first point from the summary's ``initial``.
+    """
+    places = positions(view, axis)
+    pairs = [(x, metric(row, name)) for x, row in zip(places, view.rounds, strict=True)]
+    known = [(x, y) for x, y in pairs if x is not None and y is not None]
+    initial = view.figures.numbers("initial").get(name)
+    if initial is not None and not any(row.round == 0 for row in view.rounds):
+        known.insert(0, (0.0, initial))
+    return [x for x, _ in known], [y for _, y in known]
+
+
+def has_length(values: Iterable[float | None]) -> bool:
+    """Whether an axis goes anywhere: some value is known and above zero."""
+    return any(value is not None and value > 0 for value in values)
+
+
+def group_names(views: Sequence[RunView], prefix: str = "accuracy/") -> list[str]:
+    """Return the groups that have a metric of their own, in the order of the data where it is known."""
+    seen = {key.removeprefix(prefix) for view in views for row in view.rounds for key in row.eval if key.startswith(prefix)}
+    known = [name for view in views if view.data for name in view.data.groups]
+    return list(dict.fromkeys([name for name in known if name in seen] + sorted(seen)))
+
+
+def binned(rows: Sequence[RoundRow], most: int = MOST_BARS) -> list[Bin]:
+    """Put rounds into at most ``most`` bins of equal length, in order."""
+    width = max(1, -(-len(rows) // most))
+    chunks = [tuple(rows[start : start + width]) for start in range(0, len(rows), width)]
+    return [Bin(label=str(chunk[0].round), rounds=chunk) for chunk in chunks]
+
+
+def trained(view: RunView) -> list[RoundRow]:
+    """Return the rounds that trained, i.e. all but round 0."""
+    return [row for row in view.rounds if row.round > 0]
+
+
+def mean_of(bins: Sequence[Bin], value: Callable[[RoundRow], float | None]) -> list[float]:
+    """Return the mean of ``value`` in each bin; unknown counts as 0."""
+    return [sum(value(row) or 0.0 for row in one.rounds) / len(one.rounds) for one in bins]
+
+
+def reason(outcome: str) -> str:
+    """Return the short reason of an outcome: every ``rejected:...`` is ``rejected``."""
+    return outcome.split(":", 1)[0]
+
+
+def drop_reasons(views: Sequence[RunView]) -> list[str]:
+    """Return the short reasons for which clients were dropped, the most frequent first."""
+    total: Counter[str] = Counter()
+    for view in views:
+        for row in view.rounds:
+            for name, number in row.dropped.items():
+                total[reason(name)] += round(number)
+    return [name for name, number in total.most_common() if number > 0]
+
+
+def dropped_for(row: RoundRow, wanted: str) -> float:
+    """Return how many clients a round dropped for the short reason ``wanted``."""
+    return sum(number for name, number in row.dropped.items() if reason(name) == wanted)
+
+
+def accepted(row: RoundRow) -> float | None:
+    """Return how many replies a round used: of its cohort, those that were not dropped."""
+    if row.cohort_size is None:
+        return row.num_replies
+    return max(0.0, row.cohort_size - sum(row.dropped.values()))
+
+
+def by_device(view: RunView) -> dict[str, list[ClientRow]]:
+    """Return the client rows of each device kind, the kinds with the longest median first."""
+    kinds: dict[str, list[ClientRow]] = {}
+    for row in view.clients:
+        kinds.setdefault(row.device, []).append(row)
+    return dict(sorted(kinds.items(), key=lambda item: (-sum(seconds(item[1])), item[0])))
+
+
+def seconds(rows: Sequence[ClientRow]) -> tuple[float, float, float]:
+    """Return the median seconds of download, compute and upload over the rows where all three are known."""
+    found = [(row.down_s, row.compute_s, row.up_s) for row in rows]
+    known = [times for times in found if None not in times]
+    if not known:
+        return 0.0, 0.0, 0.0
+    down, compute, up = np.median(np.asarray(known, dtype=float), axis=0)
+    return float(down), float(compute), float(up)
+
+
+def median(values: Iterable[float | None]) -> float | None:
+    """Return the median of the known values, None where none is."""
+    known = [value for value in values if value is not None]
+    return float(np.median(known)) if known else None
+
+
+def spread(view: RunView) -> Spread:
+    """Return mean, mean of the worst tenth (rounded up) and quartiles of the clients' accuracy, by evaluated round.
+
+    Where the run holds no line a client, the mean and worst tenth that the server put on record stand in, without quartiles.
+    """
+    values: dict[int, list[float]] = {}
+    for row in view.evaluations:
+        if row.accuracy is not None:
+            values.setdefault(row.round, []).append(row.accuracy)
+    if not values:
+        return _recorded_spread(view)
+    result = Spread(rounds=sorted(values), mean=[], worst=[], lower=[], upper=[])
+    for number in result.rounds:
+        ordered = np.sort(np.asarray(values[number]))
+        result.mean.append(float(ordered.mean()))
+        result.worst.append(float(ordered[: -(-len(ordered) // 10)].mean()))
+        result.lower.append(float(np.quantile(ordered, 0.25)))
+        result.upper.append(float(np.quantile(ordered, 0.75)))
+    return result
+
+
+def _recorded_spread(view: RunView) -> Spread:
+    result = Spread(rounds=[], mean=[], worst=[], lower=[], upper=[])
+    for row in view.rounds:
+        mean, worst = row.eval.get("client_accuracy_mean"), row.eval.get("client_accuracy_worst_decile")
+        if mean is not None and worst is not None:
+            result.rounds.append(row.round)
+            result.mean.append(mean)
+            result.worst.append(worst)
+    return result
+
+
+def flatten(config: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    """Return a nested config as dotted names and plain text."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = "null" if value is None else str(value)
+    return flat
