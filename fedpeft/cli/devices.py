@@ -1,0 +1,147 @@
+"""``fedpeft devices``: what the device profiles hold, and where their numbers come from."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from fedpeft.device_profiles.fields import iter_numbers
+from fedpeft.device_profiles.presets import list_profiles, load_profile
+from fedpeft.device_profiles.schema import DeviceProfile
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_EXAMPLES = """examples:
+  fedpeft devices list                     every preset on one line each
+  fedpeft devices show rpi5_8gb            its numbers, their units and sources
+  fedpeft devices show ./my_board.yaml     check and show a profile of your own
+  fedpeft devices show phone_low --json    the same for programs
+"""
+_COLUMNS = {
+    "class": "class",
+    "memory_mb": "RAM MiB",
+    "fp32_gflops": "FP32 GFLOP/s",
+    "down_mbps": "down Mbit/s",
+    "up_mbps": "up Mbit/s",
+    "rtt_ms": "rtt ms",
+    "load_w": "load W",
+}
+
+
+def main(argv: list[str]) -> int:
+    """Run ``fedpeft devices ARGV`` and return its exit code.
+
+    Args:
+        argv: what follows ``devices`` on the command line.
+
+    Raises:
+        ConfigError: the profile is unknown, unreadable or wrong.
+        SystemExit: by argparse, after ``--help`` (0) and on wrong arguments (2).
+    """
+    options = _parser().parse_args(argv)
+    if options.command == "list":
+        rows = [_summary(load_profile(name)) for name in list_profiles()]
+        _print(rows, _list_table, as_json=options.json)
+    else:
+        _print(_details(load_profile(options.name)), _show_table, as_json=options.json)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fedpeft devices",
+        description="List device profiles and show their numbers.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="list|show")
+    lister = commands.add_parser("list", help="list the presets", description="List the presets, one a line.")
+    shower = commands.add_parser(
+        "show",
+        help="show one profile",
+        description="Show the numbers of one profile with units and sources.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    shower.add_argument("name", metavar="NAME", help="a preset, or the path of a YAML file")
+    for command in (lister, shower):
+        command.add_argument("--json", action="store_true", help="print JSON for programs")
+    return parser
+
+
+def _summary(profile: DeviceProfile) -> dict[str, Any]:
+    return {
+        "name": profile.name,
+        "class": profile.device_class,
+        "memory_mb": profile.memory.total_mb,
+        "fp32_gflops": profile.compute.achievable_gflops.fp32,
+        "down_mbps": profile.network.down_mbps,
+        "up_mbps": profile.network.up_mbps,
+        "rtt_ms": profile.network.rtt_ms,
+        "load_w": profile.energy.load_w,
+    }
+
+
+def _details(profile: DeviceProfile) -> dict[str, Any]:
+    """Return the profile's plain data, with ``numbers`` (value, unit and source by path) in place of ``provenance``."""
+    data = profile.to_mapping()
+    del data["provenance"]
+    numbers = {}
+    for path, value, what in iter_numbers(DeviceProfile, data):
+        source = profile.source_of(path)
+        numbers[path] = {
+            "value": value,
+            "unit": what.unit,
+            "kind": source.kind,
+            "from": source.source,
+            "url": source.url,
+        }
+    return {**data, "numbers": numbers}
+
+
+def _print(data: Any, to_table: Callable[[Any], Table], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(data, indent=2))
+        return
+    from rich.console import Console
+
+    Console(highlight=False, markup=False, emoji=False).print(to_table(data))
+
+
+def _list_table(rows: list[dict[str, Any]]) -> Table:
+    table = _table()
+    table.add_column("profile", no_wrap=True)
+    for key, title in _COLUMNS.items():
+        table.add_column(title, justify="left" if key == "class" else "right", no_wrap=key == "class")
+    for row in rows:
+        table.add_row(row["name"], *(_text(row[key]) for key in _COLUMNS))
+    return table
+
+
+def _show_table(details: dict[str, Any]) -> Table:
+    words = [details["network"]["type"], f"availability {details['availability']['model']}"]
+    table = _table(title=f"{details['name']} ({', '.join([details['class'], *words])})")
+    table.add_column("number", overflow="fold")
+    table.add_column("value", justify="right", no_wrap=True)
+    for title in ("unit", "kind"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("source", overflow="fold")
+    for path, number in details["numbers"].items():
+        source = f"{number['from']} {number['url'] or ''}".strip()
+        table.add_row(path, _text(number["value"]), number["unit"], number["kind"], source)
+    return table
+
+
+def _table(title: str | None = None) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    return Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+
+
+def _text(value: object) -> str:
+    """Return a number without trailing zeros, or the word itself."""
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
