@@ -52,7 +52,7 @@ def _command(package: Package) -> list[str]:
     # code that runs is the archive's own, after pip has checked its pinned sha256. What a build environment would add
     # is not pinned, so the setuptools that is installed here is used instead wherever there is one.
     command += ["--no-binary", package.project]
-    return command + ["--no-build-isolation"] if importlib.util.find_spec("setuptools") else command
+    return [*command, "--no-build-isolation"] if importlib.util.find_spec("setuptools") else command
 
 
 def _run(command: list[str], package: Package, tmp: Path, log: Path, say: Callable[[str], None]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,8 +21,6 @@ def texts_of(table: pa.Table, columns: tuple[str, ...], source: str) -> list[tup
     Raises:
         DataError: a column that holds no text, or rows without one; counts them.
     """
-    import pyarrow as pa
-
     lists = []
     for name in columns:
         column = _plain(table.column(name))
@@ -31,7 +29,7 @@ def texts_of(table: pa.Table, columns: tuple[str, ...], source: str) -> list[tup
         if column.null_count:
             lost = f"{column.null_count} of {len(column)} rows have no text in {name!r}"
             raise DataError(f"{source}: {lost}; drop these rows from the data")
-        lists.append(column.cast(pa.large_string()).to_pylist())
+        lists.append(_values(column, name, source))
     return list(zip(*lists, strict=True))
 
 
@@ -50,7 +48,8 @@ def labels_of(
         known: class names of an earlier split: ids then follow these names, so that splits agree.
 
     Raises:
-        DataError: labels are no classes, rows without a label (null, or -1 among integers), or a class not in ``known``.
+        DataError: labels are no classes, rows without a label (null, or -1 among integers), or a class that
+            ``known`` lacks.
     """
     column = _plain(table.column(name))
     missing = column.null_count
@@ -112,7 +111,7 @@ def _encode(
         return ids, names
     if not (_is_integer(column.type) or _is_text(column.type) or pa.types.is_boolean(column.type)):
         raise DataError(f"{source}: {name!r} holds {column.type}; classes and groups must be integers or text")
-    values, ids = np.unique(np.asarray(column.to_pylist()), return_inverse=True)
+    values, ids = np.unique(np.asarray(_values(column, name, source)), return_inverse=True)
     return ids.astype(np.int64), tuple(str(value) for value in values)
 
 
@@ -121,6 +120,15 @@ def _renumber(ids: np.ndarray, names: tuple[str, ...], order: tuple[str, ...]) -
     # Declared names that no row carries may be absent from the order; their entry is never looked up.
     new_ids = np.array([position.get(name, -1) for name in names], dtype=np.int64)
     return np.take(new_ids, ids)
+
+
+def _values(column: pa.ChunkedArray, name: str, source: str) -> list[Any]:
+    # Arrow checks the encoding of CSV only; other files fail here, where bytes become text.
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{source}: column {name!r} is not UTF-8 ({error}): save the data as UTF-8") from error
+    return values
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -35,8 +35,8 @@ def fetch(
 ) -> Path:
     """Return the folder of a package, downloading and unpacking it on first use.
 
-    A complete folder is returned at once, without a connection. Processes that ask for the same package at the same time
-    wait for the first. A folder that was damaged is built again from the kept archive.
+    A complete folder is returned at once, without a connection. Processes that ask for the same package at the same
+    time wait for the first. A folder that was damaged is built again from the kept archive.
 
     Args:
         name: an entry's name, or an entry of your own.

@@ -129,7 +129,8 @@ def split_clients(table: Table, partitioner: Partitioner, num_clients: int, *, s
     empty = np.flatnonzero(sizes == 0)
     if len(empty):
         raise ConfigError(
-            f"partition: {name} leaves {len(empty)} of {num_clients} clients without examples, first {empty[:5].tolist()}: "
+            f"partition: {name} leaves {len(empty)} of {num_clients} clients without examples, "
+            f"first {empty[:5].tolist()}: "
             "lower num_clients, or make the split less skewed"
         )
     return Partition(partitioner=partitioner, num_rows=len(table), _sizes=sizes)
@@ -176,8 +177,8 @@ def _sizes(partitioner: Partitioner, num_parts: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    # NaturalIdPartitioner draws a progress bar on stderr with no way to turn it off, DirichletPartitioner warns of every
-    # draw that it repeats (one that fails for good is an exception), and datasets calls deprecated parts of pyarrow.
+    # NaturalIdPartitioner draws a progress bar on stderr with no way to turn it off, DirichletPartitioner warns of
+    # every draw that it repeats (one that fails for good raises), and datasets calls deprecated parts of pyarrow.
     with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("always")
         yield

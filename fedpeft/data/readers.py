@@ -25,7 +25,7 @@ def read_local(path: Path, *, split: str, columns: Sequence[str], text_columns: 
     """Return the given columns of one split of a local folder or file.
 
     A file belongs to the split that its name begins with: ``train``, ``validation`` (also ``valid``, ``val``, ``dev``)
-    or ``test``, followed by nothing, ``-``, ``_`` or ``.``. Files of a folder in which no name says so are all ``train``.
+    or ``test``, followed by nothing, ``-``, ``_`` or ``.``. Where no name in a folder says so, all files are ``train``.
     A path that names one file is taken for ``train`` whatever its name. Shards are joined in the order of their names.
 
     Args:
@@ -98,7 +98,7 @@ def read_hub(name: str, *, split: str, columns: Sequence[str], revision: str | N
     path, _, config = name.partition(":")
     try:
         dataset = datasets.load_dataset(path, config or None, split=split, revision=revision)
-    except Exception as error:  # noqa: BLE001 - datasets and the hub client raise whatever their layers raise
+    except Exception as error:  # datasets and the hub client raise whatever their layers raise
         raise DataError(
             f"cannot load split {split!r} of {name!r} from the Hugging Face hub (no local path has that name): "
             f"{_first_line(error)}"
@@ -121,7 +121,7 @@ def _read_file(file: Path, columns: Sequence[str], text_columns: Sequence[str]) 
     read = {".parquet": _read_parquet, ".csv": _read_csv, ".jsonl": _read_jsonl}[file.suffix.lower()]
     try:
         return read(file, columns, text_columns)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise DataError(f"cannot read {file}: {_first_line(error)}") from error
 
 

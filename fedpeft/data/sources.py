@@ -69,7 +69,7 @@ def load_table(
     """Return one split of a labelled data set as a `Table`; rows keep their order.
 
     Every row must be whole. Hugging Face data marks a withheld label with -1 (the test sets of GLUE); a split with such
-    rows is refused and they are counted, as are rows with a null text or label: training on them would be silent nonsense.
+    rows is refused and they are counted, as are rows with a null text or label: training on them would be nonsense.
 
     Args:
         path: ``package:NAME``, a local folder or file of parquet, csv or jsonl, or a hub id.

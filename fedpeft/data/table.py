@@ -48,7 +48,7 @@ class Table:
         if len(set(lengths.values())) > 1:
             raise DataError(f"columns of one table must be equally long, got {lengths}")
         for what, ids, names in (("label", self.labels, self.label_names), ("group", self.groups, self.group_names)):
-            if len(ids) and not (0 <= ids.min() and ids.max() < len(names)):
+            if len(ids) and not (ids.min() >= 0 and ids.max() < len(names)):
                 raise DataError(f"{what} ids must be in 0..{len(names) - 1}, got {ids.min()}..{ids.max()}")
 
     def __len__(self) -> int:
