@@ -12,6 +12,7 @@ from fedpeft.device_profiles.presets import list_profiles, load_profile
 from fedpeft.device_profiles.schema import DeviceProfile
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
 _EXAMPLES = """examples:
@@ -22,12 +23,12 @@ _EXAMPLES = """examples:
 """
 _COLUMNS = {
     "class": "class",
-    "memory_mb": "RAM MiB",
-    "fp32_gflops": "FP32 GFLOP/s",
-    "down_mbps": "down Mbit/s",
-    "up_mbps": "up Mbit/s",
-    "rtt_ms": "rtt ms",
-    "load_w": "load W",
+    "memory_mb": "RAM\nMiB",
+    "fp32_gflops": "FP32\nGFLOP/s",
+    "down_mbps": "down\nMbit/s",
+    "up_mbps": "up\nMbit/s",
+    "rtt_ms": "rtt\nms",
+    "load_w": "load\nW",
 }
 
 
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> int:
         rows = [_summary(load_profile(name)) for name in list_profiles()]
         _print(rows, _list_table, as_json=options.json)
     else:
-        _print(_details(load_profile(options.name)), _show_table, as_json=options.json)
+        _print(_details(load_profile(options.name)), _show, as_json=options.json)
     return 0
 
 
@@ -102,44 +103,54 @@ def _details(profile: DeviceProfile) -> dict[str, Any]:
     return {**data, "numbers": numbers}
 
 
-def _print(data: Any, to_table: Callable[[Any], Table], *, as_json: bool) -> None:
+def _print(data: Any, render: Callable[[Any], RenderableType], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(data, indent=2))
         return
     from rich.console import Console
 
-    Console(highlight=False, markup=False, emoji=False).print(to_table(data))
+    Console(highlight=False, markup=False, emoji=False).print(render(data))
 
 
 def _list_table(rows: list[dict[str, Any]]) -> Table:
     table = _table()
     table.add_column("profile", no_wrap=True)
     for key, title in _COLUMNS.items():
-        table.add_column(title, justify="left" if key == "class" else "right", no_wrap=key == "class")
+        table.add_column(title, justify="left" if key == "class" else "right", no_wrap=True)
     for row in rows:
         table.add_row(row["name"], *(_text(row[key]) for key in _COLUMNS))
     return table
 
 
-def _show_table(details: dict[str, Any]) -> Table:
-    words = [details["network"]["type"], f"availability {details['availability']['model']}"]
-    table = _table(title=f"{details['name']} ({', '.join([details['class'], *words])})")
-    table.add_column("number", overflow="fold")
-    table.add_column("value", justify="right", no_wrap=True)
-    for title in ("unit", "kind"):
-        table.add_column(title, no_wrap=True)
-    table.add_column("source", overflow="fold")
+def _show(details: dict[str, Any]) -> RenderableType:
+    """Return a table of the numbers, and below it each source once, under the number that the table refers to."""
+    from rich.console import Group
+
+    words = [details["class"], details["network"]["type"], f"availability {details['availability']['model']}"]
+    table = _table(title=f"{details['name']} ({', '.join(words)})")
+    for title, side in (
+        ("number", "left"),
+        ("value", "right"),
+        ("unit", "left"),
+        ("kind", "left"),
+        ("source", "right"),
+    ):
+        table.add_column(title, justify=side, no_wrap=True)
+    sources: dict[str, int] = {}
     for path, number in details["numbers"].items():
         source = f"{number['from']} {number['url'] or ''}".strip()
-        table.add_row(path, _text(number["value"]), number["unit"], number["kind"], source)
-    return table
+        note = sources.setdefault(source, len(sources) + 1)
+        table.add_row(path, _text(number["value"]), number["unit"], number["kind"], str(note))
+    return Group(table, "Sources", *(f"{note:>3}  {source}" for source, note in sources.items()))
 
 
 def _table(title: str | None = None) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    return Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    return Table(
+        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
 
 
 def _text(value: object) -> str:

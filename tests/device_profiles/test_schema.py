@@ -125,6 +125,7 @@ def test_the_longest_prefix_gives_the_source() -> None:
         ({"compute": 7}, "compute must be a mapping, got 7"),
         ({"class": "toaster"}, "class must be one of sbc, jetson, phone, laptop, edge_server, got 'toaster'"),
         ({"schema_version": 2}, "schema_version must be one of 1, got 2"),
+        ({"schema_version": True}, "schema_version must be one of 1, got True"),
         ({"name": ""}, "name must be a non-empty text, got ''"),
         ({"availability__requires": ["wifi", "beer"]}, "availability.requires[1] must be one of charging, idle, wifi"),
         ({"availability__requires": "wifi"}, "availability.requires must be a list"),
