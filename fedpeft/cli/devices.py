@@ -128,20 +128,19 @@ def _show(details: dict[str, Any]) -> RenderableType:
 
     words = [details["class"], details["network"]["type"], f"availability {details['availability']['model']}"]
     table = _table(title=f"{details['name']} ({', '.join(words)})")
-    for title, side in (
-        ("number", "left"),
-        ("value", "right"),
-        ("unit", "left"),
-        ("kind", "left"),
-        ("source", "right"),
-    ):
-        table.add_column(title, justify=side, no_wrap=True)
+    for title in ("number", "value", "unit", "kind", "source"):
+        table.add_column(title, justify="right" if title in ("value", "source") else "left", no_wrap=True)
     sources: dict[str, int] = {}
     for path, number in details["numbers"].items():
         source = f"{number['from']} {number['url'] or ''}".strip()
         note = sources.setdefault(source, len(sources) + 1)
         table.add_row(path, _text(number["value"]), number["unit"], number["kind"], str(note))
-    return Group(table, "Sources", *(f"{note:>3}  {source}" for source, note in sources.items()))
+    notes = _table()
+    notes.add_column("source", justify="right")
+    notes.add_column("is", overflow="fold")
+    for source, note in sources.items():
+        notes.add_row(str(note), source)
+    return Group(table, notes)
 
 
 def _table(title: str | None = None) -> Table:

@@ -48,7 +48,7 @@ def test_show_has_every_number_with_unit_and_source(capsys: pytest.CaptureFixtur
     out = capsys.readouterr().out
     line = next(line for line in out.splitlines() if "compute.achievable_gflops.fp32" in line)
     assert line.split()[1:4] == ["70", "GFLOP/s", "derived"]
-    note = next(note for note in out.splitlines() if note.startswith(f"{line.split()[4]:>3}  "))
+    note = next(note for note in out.splitlines() if note.split()[:1] == [line.split()[4]])
     assert "HPL 35.169 GFLOP/s" in note
     assert "https://" in note
     assert "network.rtt_ms" in out
