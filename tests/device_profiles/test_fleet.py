@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import time
 from collections import Counter
+from functools import cache
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from fedpeft.device_profiles.presets import load_profile
 FLEETS = sorted(path.stem for path in (conf_dir() / "fleet").glob("*.yaml"))
 
 
+@cache
 def shipped(name: str) -> Fleet:
     """Return a fleet as Hydra makes it."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
