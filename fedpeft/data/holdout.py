@@ -79,11 +79,16 @@ def client_split(indices: np.ndarray, fraction: float, seed: int, client_id: int
         raise ConfigError(f"the fraction of client test rows must be in [0, 1), got {fraction}")
     if len(indices) == 0:
         raise DataError(f"client {client_id} holds no examples: choose a partition without empty clients")
-    num_test = int(fraction * len(indices))
+    num_test = num_test_rows(len(indices), fraction)
     test = np.zeros(len(indices), dtype=bool)
     test[rng(seed, "client_split", client_id).permutation(len(indices))[:num_test]] = True
     rows = np.asarray(indices, dtype=np.int64)
     return rows[~test], rows[test]
+
+
+def num_test_rows(num_rows: int, fraction: float) -> int:
+    """Return how many of a client's rows ``client_split`` keeps for testing: ``floor(fraction * num_rows)``."""
+    return int(fraction * num_rows)
 
 
 def _count(fraction_or_count: float, num_rows: int) -> int:

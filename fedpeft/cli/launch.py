@@ -1,0 +1,178 @@
+"""One run from a composed config: its directory, its observers, its engine, its report."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedpeft import config as cfg
+from fedpeft.cli.display import LiveDisplay
+from fedpeft.core.errors import CheckpointError, ConfigError, FedPeftError
+
+if TYPE_CHECKING:
+    from fedpeft.core.events import Observer
+    from fedpeft.server.checkpoint import Checkpoint
+
+
+def launch(config: cfg.Config, overrides: Sequence[str]) -> int:
+    """Run a config, or continue one, and return the exit code.
+
+    Args:
+        config: composed and resolved; ``run_dir`` is filled in.
+        overrides: what was said on the command line: a resumed run takes the rest from its own config.
+    """
+    from fedpeft.cli.main import print_error
+
+    started_at = _started_at()
+    try:
+        resuming = config["resume"] is not None
+        config = resumed_config(Path(config["resume"]), config, overrides) if resuming else new_config(config)
+        cfg.check(config)
+        run_dir = Path(config["run_dir"])
+        with _locked(run_dir):
+            if not resuming and (run_dir / "config.yaml").exists():
+                raise ConfigError(f"{run_dir} already holds a run: choose another run_dir, or continue it with resume={run_dir}")
+            _write_config(run_dir, config)
+            return _run(config, run_dir, resuming, started_at)
+    except FedPeftError as error:
+        print_error(error)
+        return error.exit_code
+
+
+def _run(config: cfg.Config, run_dir: Path, resuming: bool, started_at: float) -> int:
+    checkpoint, earlier = _read_checkpoint(run_dir, config) if resuming else (None, {})
+    engine = cfg.build(config["engine"])
+    code = 0
+    try:
+        with _display(config) as display:
+            observers = (*([display] if display else []), *_trackers(config, run_dir))
+            engine.run(config, observers=observers, checkpoint=checkpoint, earlier=earlier, started_at=started_at)
+    except KeyboardInterrupt:
+        print(f"fedpeft: interrupted; continue with: fedpeft simulate resume={run_dir}", file=sys.stderr)
+        code = 130
+    if config["report"]:
+        _report(run_dir)
+    return code
+
+
+def new_config(config: cfg.Config) -> cfg.Config:
+    """Return the config of a new run with everything decided that would otherwise depend on the machine or the moment."""
+    from fedpeft.tasks.models import resolve_dtype
+
+    model = {**config["model"], "dtype": resolve_dtype(config["model"]["dtype"])}
+    return {**config, "model": model, "run_id": uuid.uuid4().hex, "run_dir": os.path.abspath(config["run_dir"])}
+
+
+def resumed_config(run_dir: Path, config: cfg.Config, overrides: Sequence[str]) -> cfg.Config:
+    """Return the config of the run in ``run_dir`` with what may change taken from the command line.
+
+    Raises:
+        ConfigError: no run is there, or the command line would change what the run computes.
+    """
+    import yaml
+
+    path = run_dir / "config.yaml"
+    try:
+        stored: cfg.Config = yaml.safe_load(path.read_text())
+        stored["run_id"], stored["model"]["dtype"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ConfigError(f"{run_dir} holds no run to continue: {path.name} cannot be read ({type(error).__name__}) (set resume)") from error
+    keys = [override.split("=", 1)[0].lstrip("+~") for override in overrides]
+    wanted = config if "experiment" in keys else _with_values(stored, config, [key for key in keys if key != "resume"])
+    if wanted["model"]["dtype"] == "auto":
+        wanted = {**wanted, "model": {**wanted["model"], "dtype": stored["model"]["dtype"]}}
+    ignore = cfg.LAUNCH_KEYS
+    changed = cfg.differences({k: v for k, v in stored.items() if k not in ignore}, {k: v for k, v in wanted.items() if k not in ignore})
+    # Rounds and sizes that other settings repeat by interpolation follow from those already compared.
+    if changed:
+        raise ConfigError([f"{run_dir} was made with other settings, {line} (leave it out, or start a new run)" for line in changed])
+    launch = {key: wanted[key] for key in ignore if key not in ("run_dir", "run_id", "resume")}
+    return {**stored, **launch, "run_dir": str(run_dir.absolute())}
+
+
+def _with_values(stored: cfg.Config, config: cfg.Config, keys: Sequence[str]) -> cfg.Config:
+    """Return ``stored`` with the values that ``config`` has at the dotted ``keys``."""
+    merged: cfg.Config = json.loads(json.dumps(stored))
+    for key in keys:
+        *parents, last = key.split(".")
+        node = merged
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = cfg.look_up(config, key)
+    return merged
+
+
+def _read_checkpoint(run_dir: Path, config: cfg.Config) -> tuple[Checkpoint | None, dict[str, Any]]:
+    """Return the newest checkpoint, None when the run was killed before its first, and the summary beside it."""
+    from fedpeft.server.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(run_dir / "checkpoints")
+    if checkpoint is not None and checkpoint.server_round >= config["rounds"]:
+        raise ConfigError(f"{run_dir} has done its {checkpoint.server_round} rounds (give rounds=... to go further)")
+    try:
+        earlier = json.loads((run_dir / "summary.json").read_bytes())
+    except (OSError, ValueError):
+        earlier = {}
+    return checkpoint, earlier if checkpoint is not None else {}
+
+
+def _display(config: cfg.Config) -> AbstractContextManager[LiveDisplay | None]:
+    if config["display"] == "none":
+        return nullcontext()
+    return LiveDisplay(live=False if config["display"] == "plain" else None)
+
+
+def _trackers(config: cfg.Config, run_dir: Path) -> list[Observer]:
+    from fedpeft.report.trackers import TensorBoardTracker, WandbTracker
+
+    make = {"tensorboard": lambda: TensorBoardTracker(run_dir), "wandb": lambda: WandbTracker(run_dir, project=config["name"])}
+    return [make[name]() for name in config["tracking"]]
+
+
+def _report(run_dir: Path) -> None:
+    from fedpeft.report.page import write_report
+
+    if (run_dir / "summary.json").exists():
+        print(f"report: {write_report([run_dir])}")
+
+
+def _write_config(run_dir: Path, config: cfg.Config) -> None:
+    import yaml
+
+    from fedpeft.server.files import write_atomic
+
+    write_atomic(run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
+
+
+@contextmanager
+def _locked(run_dir: Path) -> Iterator[None]:
+    """Hold the run directory for this process: two at once would tear its tables apart."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = open(run_dir / ".lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise ConfigError(f"run_dir {run_dir} cannot be written: {error.strerror} (set run_dir)") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise CheckpointError(f"{run_dir} is in use by another process (wait for it, or choose another run_dir)") from None
+        yield
+
+
+def _started_at(_first: list[bool] = [True]) -> float:  # noqa: B006
+    """Return when this run began: with the process for its first run, now for the later ones of a sweep."""
+    from fedpeft.engines.session import process_started_at
+
+    if _first:
+        _first.clear()
+        return process_started_at()
+    return time.time()

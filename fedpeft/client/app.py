@@ -1,0 +1,115 @@
+"""The ClientApp: the same for every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from fedpeft.client.runtime import Runtime, personal_state, runtime_for
+from fedpeft.core import wire
+from fedpeft.core.errors import WireError
+from fedpeft.methods.base import extract_tensors
+from fedpeft.tasks.base import Scores
+
+DEFAULT_ALLOW = ("fedpeft.", "flwr_datasets.partitioner.")
+CHECKPOINT_ROUND = "checkpoint-round"
+
+
+def build_app(config_json: str | None = None, allow: Sequence[str] | None = DEFAULT_ALLOW) -> ClientApp:
+    """Return a ClientApp with ``train``, ``evaluate`` and ``query.hello``.
+
+    Args:
+        config_json: the config; None to take it from Flower's run config, as a deployed client does.
+        allow: class-path prefixes that a config may name; None for any, which only a simulation's own user should say.
+    """
+    app = ClientApp()
+    prefixes = None if allow is None else tuple(allow)
+
+    def runtime_of(context: Context) -> Runtime:
+        return runtime_for(config_json or str(context.run_config[wire.RUN_CONFIG_KEY]), prefixes)
+
+    @app.query("hello")
+    def hello(message: Message, context: Context) -> Message:
+        return Message(_hello(runtime_of(context), context), reply_to=message)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return Message(_train(runtime_of(context), message, context), reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return Message(_evaluate(runtime_of(context), message, context), reply_to=message)
+
+    return app
+
+
+def _client_id(context: Context) -> int:
+    return int(context.node_config["partition-id"])
+
+
+def _hello(runtime: Runtime, context: Context) -> wire.RecordDict:
+    client_id = _client_id(context)
+    device = str(context.node_config.get("device", "")) or runtime.devices[client_id]
+    return wire.hello_reply(client_id=client_id, num_examples=runtime.num_train_examples(client_id), device=device, rank=runtime.tunable.rank)
+
+
+def _read(runtime: Runtime, message: Message) -> wire.Instruction:
+    """Check what the server sent before any of it is used."""
+    limit = runtime.config["guard"]["max_bytes"]
+    instruction = wire.read_instruction(message.content, runtime.shared_spec, max_bytes=limit)
+    # Stock Flower strategies send no identity; a server that sends one must mean this run, config and base model.
+    if instruction.identity not in (wire.Identity(), runtime.identity):
+        raise WireError("identity", "the server's run, config or base model is not this client's")
+    return instruction
+
+
+def _train(runtime: Runtime, message: Message, context: Context) -> wire.RecordDict:
+    instruction = _read(runtime, message)
+    client_id = _client_id(context)
+    personal = personal_state(runtime.config, client_id, str(context.node_config.get("state-dir", "")) or None)
+    keep_from = int(instruction.config.get(CHECKPOINT_ROUND, 0))
+    result = runtime.train(client_id, instruction.server_round, instruction.tensors, personal, keep_from)
+    tensors = extract_tensors(runtime.tunable.shared)
+    sizes = {True: 0, False: 0}
+    for key, value in tensors.items():
+        sizes[key in runtime.tunable.head_keys] += value.nbytes
+    rows, _ = runtime.client_rows(client_id)
+    metrics: dict[str, float | list[float]] = {
+        wire.NUM_EXAMPLES: len(rows),
+        "train-loss": result.loss,
+        "train-cpu-s": result.cpu_s,
+        "train-flops": result.flops,
+        "train-steps": result.steps,
+        "adapter-bytes": sizes[False],
+        "head-bytes": sizes[True],
+    }
+    return wire.reply(instruction, tensors, metrics)
+
+
+def _evaluate(runtime: Runtime, message: Message, context: Context) -> wire.RecordDict:
+    instruction = _read(runtime, message)
+    client_id = _client_id(context)
+    personal = personal_state(runtime.config, client_id, str(context.node_config.get("state-dir", "")) or None)
+    scores = runtime.evaluate_client(client_id, instruction.server_round, instruction.tensors, personal)
+    if scores is None:
+        raise WireError("data", f"client {client_id} keeps no examples for evaluation")
+    return wire.reply(instruction, None, evaluation_metrics(scores))
+
+
+def evaluation_metrics(scores: Scores) -> dict[str, float | list[float]]:
+    """Return scores as a client reports them."""
+    return {
+        wire.NUM_EXAMPLES: scores.num_examples,
+        "eval-loss": scores.mean_loss,
+        "eval-accuracy": scores.accuracy,
+        "eval-cpu-s": scores.cpu_s,
+        "eval-flops": scores.flops,
+        "eval-steps": scores.steps,
+        "group-correct": [float(v) for v in scores.correct],
+        "group-count": [float(v) for v in scores.count],
+    }
+
+
+app = build_app()

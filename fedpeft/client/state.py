@@ -1,0 +1,75 @@
+"""Personal state: what a client keeps for itself between rounds, as files."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from fedpeft.core.errors import DataError
+from fedpeft.core.tensors import specs
+from fedpeft.core.types import Tensors, TensorSpec
+
+_NAME = re.compile(r"round-(\d+)\.safetensors")
+
+
+class PersonalState:
+    """One client's own tensors, a file for each round it trained in.
+
+    A client that trains round r starts from its newest file before r. A round that is replayed after a crash therefore starts from what it started from the first
+    time, however far the client had come.
+
+    Args:
+        folder: ``<state_dir>/client-<id>``; made on the first save.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def load(self, before_round: int, spec: dict[str, TensorSpec]) -> Tensors | None:
+        """Return the newest state from before a round, None when the client has not trained before.
+
+        Raises:
+            DataError: the file is damaged or belongs to another model.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        rounds = [r for r in self._rounds() if r < before_round]
+        if not rounds:
+            return None
+        path = self._path(max(rounds))
+        try:
+            tensors = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{path} cannot be read: {error} (remove it to start this client's own part anew)") from error
+        if specs(tensors) != spec:
+            raise DataError(f"{path} belongs to another model or head (remove it to start this client's own part anew)")
+        return tensors
+
+    def save(self, server_round: int, tensors: Tensors, keep_from: int) -> None:
+        """Write the state after a round; states older than the newest one up to ``keep_from`` are removed.
+
+        Args:
+            server_round: the round that was trained.
+            tensors: what to keep.
+            keep_from: the server's last checkpoint: a resumed run starts after it.
+        """
+        from safetensors.numpy import save_file
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        temporary = self._folder / f".{os.getpid()}.tmp"
+        save_file(dict(tensors), temporary)
+        os.replace(temporary, self._path(server_round))
+        needed = max((r for r in self._rounds() if r <= keep_from), default=0)
+        for old in self._rounds():
+            if old < needed:
+                self._path(old).unlink(missing_ok=True)
+
+    def _path(self, server_round: int) -> Path:
+        return self._folder / f"round-{server_round:06d}.safetensors"
+
+    def _rounds(self) -> list[int]:
+        if not self._folder.is_dir():
+            return []
+        return [int(match[1]) for name in os.listdir(self._folder) if (match := _NAME.fullmatch(name))]

@@ -1,0 +1,168 @@
+"""The guard between the network and the sum: nothing a client sends is used before it passed every check.
+
+Stock Flower strategies can be stopped or poisoned by one reply (a NaN, an extra key, a broadcastable shape, a huge weight). Here a bad reply costs its sender
+its place in the round, is named, and changes nothing else. The checks, in order:
+
+1. records and keys: one ArrayRecord, one MetricRecord, one echo; exactly the expected tensor names
+2. canonical order: tensors are re-sorted by name before anything is computed
+3. header: the npy header is parsed by ``core/wire`` before any value is loaded; dtype, shape and length must match it
+4. size cap on the bytes of all arrays
+5. finite values
+6. norm cap: the change's L2 norm, absolute and against the median of the round
+7. weight and metrics: a whole number of examples in range; known, finite, bounded metrics
+8. round, run, config and base model are echoed as they were sent
+9. one reply a client, from a client that was asked
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from flwr.app import Message
+
+from fedpeft.core import wire
+from fedpeft.core.errors import WireError
+from fedpeft.core.tensors import all_finite, norm, specs, subtract
+from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expectation:
+    """What one client was sent, and so what its reply must look like."""
+
+    client: ClientInfo
+    server_round: int
+    identity: wire.Identity
+    sent: Tensors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """A reply that was dropped; ``client_id`` is None for a node that was not asked."""
+
+    client_id: int | None
+    node_id: int
+    check: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Accepted updates by client id, and who was dropped and why."""
+
+    accepted: list[ClientUpdate] = field(default_factory=list)
+    rejected: list[Rejection] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateGuard:
+    """Checks replies against what was sent.
+
+    Args:
+        max_bytes: cap on the bytes of one reply's arrays.
+        max_norm: cap on the L2 norm of one client's change.
+        norm_factor: a change longer than this many times the round's median is dropped; at least four replies are needed for a median to mean anything.
+        max_examples: cap on ``num-examples``.
+    """
+
+    max_bytes: int = 2**30
+    max_norm: float = 1000.0
+    norm_factor: float = 10.0
+    max_examples: int = 10_000_000
+
+    def inspect(self, replies: Iterable[Message], expected: Mapping[int, Expectation]) -> Verdict:
+        """Judge the replies of a training round; error replies are passed over, they carry nothing.
+
+        Args:
+            replies: messages in any order.
+            expected: what was sent, by node id.
+
+        Returns:
+            A verdict that does not depend on the order of the replies.
+        """
+        contents = [reply for reply in replies if not reply.has_error()]
+        counts = Counter(reply.metadata.src_node_id for reply in contents)
+        judged: dict[int, tuple[ClientUpdate, float]] = {}
+        rejected: dict[int, Rejection] = {}
+        for reply in contents:
+            node_id = reply.metadata.src_node_id
+            expectation = expected.get(node_id)
+            try:
+                if expectation is None:
+                    raise WireError("node", f"node {node_id} was not asked in this round")
+                if counts[node_id] > 1:
+                    raise WireError("duplicate", f"{counts[node_id]} replies in one round, expected one")
+                judged[node_id] = self._update(reply, expectation)
+            except WireError as error:
+                client_id = expectation.client.client_id if expectation else None
+                rejected[node_id] = Rejection(client_id=client_id, node_id=node_id, check=error.check, reason=error.reason)
+        rejected |= self._outliers(judged)
+        accepted = sorted((u for n, (u, _) in judged.items() if n not in rejected), key=lambda u: u.client.client_id)
+        return Verdict(accepted, sorted(rejected.values(), key=lambda r: r.node_id))
+
+    def inspect_metrics(self, reply: Message, expectation: Expectation) -> dict[str, float | list[float]]:
+        """Return the metrics of an evaluation reply.
+
+        Raises:
+            WireError: the reply broke a check.
+        """
+        if reply.content.array_records:
+            raise WireError("records", "an evaluation reply carries no arrays")
+        wire.check_echo(reply.content, expectation.server_round, expectation.identity)
+        return wire.read_metrics(reply.content, wire.EVALUATE_METRICS, self.max_examples)
+
+    def _update(self, reply: Message, expectation: Expectation) -> tuple[ClientUpdate, float]:
+        """Return the update and its change's norm, or raise the first failed check. Anything else a reply provokes counts as malformed."""
+        try:
+            return self._checked_update(reply, expectation)
+        except WireError:
+            raise
+        except Exception as error:
+            # Whatever bytes can provoke inside a library must cost the sender its place, never the round.
+            raise WireError("malformed", f"{type(error).__name__}: {error}") from error
+
+    def _checked_update(self, reply: Message, expectation: Expectation) -> tuple[ClientUpdate, float]:
+        content = reply.content
+        if len(content.array_records) != 1:
+            raise WireError("records", f"expected one ArrayRecord, got {len(content.array_records)}")
+        wire.check_echo(content, expectation.server_round, expectation.identity)
+        metrics = wire.read_metrics(content, wire.TRAIN_METRICS, self.max_examples)
+        record = next(iter(content.array_records.values()))
+        tensors = wire.decode(record, specs(expectation.sent), max_bytes=self.max_bytes)
+        change = norm(subtract(tensors, expectation.sent))
+        if not change <= self.max_norm:
+            raise WireError("norm", f"the change has norm {change:.4g}, at most {self.max_norm:.4g} is taken")
+        scalars = {name: value for name, value in metrics.items() if not isinstance(value, list)}
+        num_examples = int(scalars[wire.NUM_EXAMPLES])
+        return ClientUpdate(client=expectation.client, tensors=tensors, num_examples=num_examples, metrics=scalars), change
+
+    def _outliers(self, judged: Mapping[int, tuple[ClientUpdate, float]]) -> dict[int, Rejection]:
+        """Drop changes that are far longer than the round's median."""
+        if len(judged) < 4:
+            return {}
+        cap = self.norm_factor * float(np.median([change for _, change in judged.values()]))
+        return {
+            node_id: Rejection(
+                client_id=update.client.client_id,
+                node_id=node_id,
+                check="norm",
+                reason=f"the change has norm {change:.4g}, over {self.norm_factor:g} x the round's median ({cap:.4g})",
+            )
+            for node_id, (update, change) in judged.items()
+            if change > cap > 0
+        }
+
+
+def check_aggregate(new: Tensors, old: Tensors) -> None:
+    """Refuse a new global model that is not finite or has another form than the old one.
+
+    Raises:
+        WireError: check ``aggregate``.
+    """
+    if specs(new) != specs(old):
+        raise WireError("aggregate", "keys, shapes or dtypes of the global tensors changed")
+    if not all_finite(new):
+        raise WireError("aggregate", "the aggregate holds NaN or infinity")

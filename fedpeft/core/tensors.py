@@ -1,0 +1,62 @@
+"""Pure functions on ``Tensors``: nothing is mutated, keys are always visited in sorted order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from fedpeft.core.types import Tensors, TensorSpec
+
+
+def canonical(tensors: Mapping[str, np.ndarray]) -> Tensors:
+    """Return the tensors C-contiguous and in sorted key order, the order in which everything is summed."""
+    return {key: np.ascontiguousarray(tensors[key]) for key in sorted(tensors)}
+
+
+def specs(tensors: Mapping[str, np.ndarray]) -> dict[str, TensorSpec]:
+    """Return shape and dtype of each tensor, in sorted key order."""
+    return {key: TensorSpec(tuple(tensors[key].shape), tensors[key].dtype.name) for key in sorted(tensors)}
+
+
+def subtract(a: Tensors, b: Tensors) -> Tensors:
+    """Return ``a - b`` for tensors of equal keys and shapes, in float64."""
+    return {key: a[key].astype(np.float64) - b[key] for key in sorted(a)}
+
+
+def norm(tensors: Mapping[str, np.ndarray]) -> float:
+    """Return the L2 norm over all values, summed in float64 in sorted key order."""
+    squares = (np.square(tensors[key], dtype=np.float64).sum() for key in sorted(tensors))
+    return float(np.sqrt(sum(squares, start=0.0)))
+
+
+def all_finite(tensors: Mapping[str, np.ndarray]) -> bool:
+    """Return whether no value is NaN or infinite."""
+    return all(bool(np.isfinite(value).all()) for value in tensors.values())
+
+
+def weighted_mean(tensors: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
+    """Return ``sum_k w_k x_k / sum_k w_k`` for each key, summed in float64 in the given order.
+
+    Args:
+        tensors: one mapping for each client, equal keys and shapes, any float dtype.
+        weights: one positive finite number for each client.
+
+    Returns:
+        The mean in the dtype of the first client's tensors. One client, or clients that are all equal, are returned
+        as they are: their mean is exact in float64 and rounds back to the same value.
+
+    Example:
+        >>> weighted_mean([{"x": np.float32([0, 4])}, {"x": np.float32([4, 8])}], [1, 3])["x"].tolist()
+        [3.0, 7.0]
+    """
+    total = float(sum(weights))
+    mean: Tensors = {}
+    for key in sorted(tensors[0]):
+        # Offsets from the first client keep the mean of equal values exact, whatever the weights.
+        base = tensors[0][key].astype(np.float64)
+        offset = np.zeros_like(base)
+        for weight, one in zip(weights, tensors, strict=True):
+            offset += (weight / total) * (one[key] - base)
+        mean[key] = (base + offset).astype(tensors[0][key].dtype)
+    return mean

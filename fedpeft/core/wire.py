@@ -1,0 +1,236 @@
+"""The message format: the only place that spells Flower record keys.
+
+A training instruction carries one ArrayRecord ``arrays`` and one ConfigRecord ``config``; a reply carries one ArrayRecord ``arrays``, one MetricRecord
+``metrics`` and one ConfigRecord ``echo``. Keys are Flower's own, so stock strategies and clients fit. Arrays are ``numpy.save`` bytes, whose header we
+parse before a single value is looked at: ``numpy.load`` never sees foreign bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from fedpeft.core.errors import WireError
+from fedpeft.core.tensors import canonical
+from fedpeft.core.types import ClientInfo, Tensors, TensorSpec
+
+ARRAYS, CONFIG, METRICS, ECHO, HELLO = "arrays", "config", "metrics", "echo", "hello"
+SERVER_ROUND, NUM_EXAMPLES = "server-round", "num-examples"
+HELLO_QUERY = "query.hello"
+RUN_CONFIG_KEY = "fedpeft-config"
+NUMPY_STYPE = "numpy.ndarray"
+MAX_METRIC = 1e18
+
+TRAIN_METRICS = frozenset({NUM_EXAMPLES, "train-loss", "train-cpu-s", "train-flops", "train-steps", "adapter-bytes", "head-bytes"})
+EVALUATE_METRICS = frozenset(
+    {NUM_EXAMPLES, "eval-loss", "eval-accuracy", "eval-cpu-s", "eval-flops", "eval-steps", "group-correct", "group-count"}
+)
+
+ConfigValue = str | int | float | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What must be equal on both ends: the run, its config and the frozen base model (hex digests)."""
+
+    run_id: str = "none"
+    config_hash: str = "none"
+    model_hash: str = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instruction:
+    """A checked message from the server."""
+
+    tensors: Tensors
+    server_round: int
+    identity: Identity
+    config: Mapping[str, ConfigValue]
+
+
+def encode(tensors: Mapping[str, np.ndarray]) -> ArrayRecord:
+    """Pack tensors in canonical order as ``numpy.save`` arrays."""
+    return ArrayRecord({key: Array(ndarray=value) for key, value in canonical(tensors).items()})
+
+
+def decode_own(record: ArrayRecord) -> Tensors:
+    """Unpack a record that this process packed itself; nothing is checked."""
+    return {key: record[key].numpy() for key in sorted(record)}
+
+
+def content_bytes(content: RecordDict) -> int:
+    """Return the bytes of all records as Flower counts them: array data with headers, keys, 8 bytes a number, text as UTF-8."""
+    arrays = sum(record.count_bytes() for record in content.array_records.values())
+    entries = [item for kind in (content.metric_records, content.config_records) for record in kind.values() for item in record.items()]
+    return arrays + sum(len(key) + _value_bytes(value) for key, value in entries)
+
+
+def _value_bytes(value: object) -> int:
+    # Flower's own counter raises on empty text, which a client could send.
+    if isinstance(value, list):
+        return sum(_value_bytes(one) for one in value)
+    if isinstance(value, str):
+        return len(value.encode())
+    return len(value) if isinstance(value, bytes) else 1 if isinstance(value, bool) else 8
+
+
+def parse_array(key: str, array: Array, spec: TensorSpec) -> np.ndarray:
+    """Return the array that ``array`` holds, or refuse it before anything is allocated.
+
+    The result is a read-only view of the message's bytes.
+
+    Raises:
+        WireError: checks ``stype``, ``header``, ``dtype``, ``shape`` or ``size``.
+    """
+    if array.stype != NUMPY_STYPE:
+        raise WireError("stype", f"{key} is serialised as {array.stype!r}, expected {NUMPY_STYPE!r}")
+    shape, fortran, dtype, offset = _npy_header(key, array.data)
+    if dtype != np.dtype(spec.dtype) or array.dtype != spec.dtype:
+        raise WireError("dtype", f"{key} is {dtype} (declared {array.dtype}), expected {spec.dtype}")
+    if shape != spec.shape or tuple(array.shape) != spec.shape:
+        raise WireError("shape", f"{key} has shape {shape} (declared {tuple(array.shape)}), expected {spec.shape}")
+    if fortran and len(shape) > 1:
+        raise WireError("header", f"{key} is in Fortran order, expected C order")
+    if len(array.data) != offset + spec.num_bytes:
+        raise WireError("size", f"{key} has {len(array.data) - offset} bytes of values, expected {spec.num_bytes}")
+    return np.frombuffer(array.data, dtype=dtype, offset=offset).reshape(shape)
+
+
+def _npy_header(key: str, data: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """Read shape, order, dtype and header length of ``numpy.save`` bytes without touching the values."""
+    stream = io.BytesIO(data[:4096])
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version != (1, 0):
+            raise ValueError(f"npy version {version}")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=2048)
+    except Exception as error:
+        raise WireError("header", f"{key} has no readable npy header ({error})") from None
+    if dtype.hasobject or dtype.kind != "f":
+        raise WireError("dtype", f"{key} has dtype {dtype}, expected a float type")
+    return shape, fortran, dtype, stream.tell()
+
+
+def decode(record: ArrayRecord, spec: Mapping[str, TensorSpec], *, max_bytes: int) -> Tensors:
+    """Unpack a foreign record: exactly the keys, shapes and dtypes of ``spec``, finite, in canonical order.
+
+    Raises:
+        WireError: checks ``keys``, ``size``, ``finite`` and those of ``parse_array``.
+    """
+    if set(record) != set(spec):
+        missing, extra = sorted(set(spec) - set(record)), sorted(set(record) - set(spec))
+        raise WireError("keys", f"missing {missing[:3]}, unexpected {extra[:3]}")
+    total = sum(len(array.data) for array in record.values())
+    if total > max_bytes:
+        raise WireError("size", f"{total} bytes of arrays, at most {max_bytes} are taken")
+    tensors = {key: parse_array(key, record[key], spec[key]) for key in sorted(spec)}
+    for key, value in tensors.items():
+        if not np.isfinite(value).all():
+            raise WireError("finite", f"{key} holds NaN or infinity")
+    return tensors
+
+
+def instruction(
+    arrays: ArrayRecord, server_round: int, identity: Identity, config: Mapping[str, ConfigValue] | None = None
+) -> RecordDict:
+    """Build the content of a ``train`` or ``evaluate`` message."""
+    entries: dict[str, ConfigValue] = {**(config or {}), SERVER_ROUND: server_round}
+    entries |= {f"identity.{name}": value for name, value in asdict(identity).items()}
+    return RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord(entries)})  # type: ignore[arg-type, dict-item]
+
+
+def read_instruction(content: RecordDict, spec: Mapping[str, TensorSpec], *, max_bytes: int) -> Instruction:
+    """Check what the server sent, with the same rules the server applies to clients.
+
+    Stock Flower strategies send no identity; then its fields read ``none``.
+
+    Raises:
+        WireError: the message has another form than ``instruction`` gives it, or bad tensors.
+    """
+    if len(content.array_records) != 1:
+        raise WireError("records", f"expected one ArrayRecord, got {len(content.array_records)}")
+    config = dict(next(iter(content.config_records.values()))) if content.config_records else {}
+    server_round = config.pop(SERVER_ROUND, None)
+    if type(server_round) is not int or server_round < 0:
+        raise WireError("round", f"{SERVER_ROUND} must be a whole number >= 0, got {server_round!r}")
+    own = {name: config.pop(f"identity.{name}", "none") for name in Identity.__dataclass_fields__}
+    if not all(isinstance(value, str) for value in own.values()):
+        raise WireError("identity", "identity fields must be text")
+    tensors = decode(next(iter(content.array_records.values())), spec, max_bytes=max_bytes)
+    return Instruction(tensors=tensors, server_round=server_round, identity=Identity(**own), config=config)  # type: ignore[arg-type]
+
+
+def reply(
+    instruction: Instruction, tensors: Tensors | None, metrics: Mapping[str, float | list[float]]
+) -> RecordDict:
+    """Build the content of a reply: metrics, the echo of round and identity, and tensors unless None."""
+    echo = {SERVER_ROUND: instruction.server_round, **asdict(instruction.identity)}
+    content = RecordDict({METRICS: MetricRecord(dict(metrics)), ECHO: ConfigRecord(echo)})  # type: ignore[arg-type]
+    if tensors is not None:
+        content[ARRAYS] = encode(tensors)
+    return content
+
+
+def check_echo(content: RecordDict, server_round: int, identity: Identity) -> None:
+    """Refuse a reply that answers another round, run, config or base model.
+
+    Raises:
+        WireError: checks ``round`` and ``identity``.
+    """
+    if set(content.config_records) != {ECHO}:
+        raise WireError("records", f"expected one ConfigRecord {ECHO!r}, got {sorted(content.config_records)}")
+    echo = dict(content.config_records[ECHO])
+    if echo.pop(SERVER_ROUND, None) != server_round:
+        raise WireError("round", f"answers round {content.config_records[ECHO].get(SERVER_ROUND)!r}, not {server_round}")
+    if echo != asdict(identity):
+        wrong = sorted(name for name, value in asdict(identity).items() if echo.get(name) != value)
+        raise WireError("identity", f"{', '.join(wrong) or 'extra fields'} differ from the server's")
+
+
+def read_metrics(content: RecordDict, allowed: frozenset[str], max_examples: int) -> dict[str, float | list[float]]:
+    """Return the reply's metrics: known names, finite, bounded, with a sound ``num-examples``.
+
+    Raises:
+        WireError: checks ``records``, ``metrics`` and ``weight``.
+    """
+    if len(content.metric_records) != 1:
+        raise WireError("records", f"expected one MetricRecord, got {len(content.metric_records)}")
+    metrics = dict(next(iter(content.metric_records.values())))
+    if unknown := sorted(set(metrics) - allowed):
+        raise WireError("metrics", f"unknown metrics {unknown[:3]}")
+    for name, value in metrics.items():
+        values = value if isinstance(value, list) else [value]
+        if not all(math.isfinite(v) and abs(v) <= MAX_METRIC for v in values):
+            raise WireError("weight" if name == NUM_EXAMPLES else "metrics", f"{name} is {value!r}: not finite or too large")
+    num_examples = metrics.get(NUM_EXAMPLES)
+    if type(num_examples) is not int or not 1 <= num_examples <= max_examples:
+        raise WireError("weight", f"{NUM_EXAMPLES} must be a whole number in 1..{max_examples}, got {num_examples!r}")
+    return metrics  # type: ignore[return-value]
+
+
+def hello_reply(*, client_id: int, num_examples: int, device: str, rank: int | None) -> RecordDict:
+    """Build a client's answer to ``query.hello``; rank 0 stands for none."""
+    entries = {"client-id": client_id, NUM_EXAMPLES: num_examples, "device": device, "rank": rank or 0}
+    return RecordDict({HELLO: ConfigRecord(entries)})  # type: ignore[arg-type]
+
+
+def read_hello(content: RecordDict, node_id: int) -> ClientInfo:
+    """Return who a node says it is.
+
+    Raises:
+        WireError: check ``hello``: a field is missing, of another type or out of range.
+    """
+    entries = dict(content.config_records.get(HELLO, {}))
+    kinds = {"client-id": int, NUM_EXAMPLES: int, "device": str, "rank": int}
+    for name, kind in kinds.items():
+        if type(entries.get(name)) is not kind:
+            raise WireError("hello", f"{name} must be {kind.__name__}, got {entries.get(name)!r}")
+    client_id, num_examples, device, rank = (entries[name] for name in kinds)
+    if not (0 <= client_id < 2**31 and 1 <= num_examples < 2**40 and 0 <= rank <= 4096 and 0 < len(device) <= 64):
+        raise WireError("hello", f"out of range: client {client_id}, {num_examples} examples, rank {rank}, device {device[:64]!r}")
+    return ClientInfo(client_id=client_id, node_id=node_id, num_examples=num_examples, device=device, rank=rank or None)

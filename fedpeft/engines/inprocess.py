@@ -1,0 +1,123 @@
+"""The default engine: forked single-thread workers on this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import Context, RecordDict
+
+from fedpeft import config as cfg
+from fedpeft.client.app import build_app
+from fedpeft.client.runtime import Runtime, runtime_for
+from fedpeft.core.errors import ConfigError, EngineError
+from fedpeft.core.events import Observer
+from fedpeft.core.types import Tensors
+from fedpeft.engines.grid import InProcessGrid, handle
+from fedpeft.engines.memory import available_cores, freeze_heap, tame_allocator, tree_mb
+from fedpeft.engines.pool import ForkPool
+from fedpeft.engines.session import close_session, open_session, travelling
+from fedpeft.server.app import build_server_app
+from fedpeft.server.checkpoint import Checkpoint
+from fedpeft.server.evaluate import ShardMap
+from fedpeft.tasks.base import Scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class InProcess:
+    """Runs clients in forked workers, one torch thread each, that share the frozen base model by copy-on-write.
+
+    Args:
+        workers: processes, or ``auto`` for one on each core that this process may use.
+
+    Raises:
+        ConfigError: workers is neither.
+    """
+
+    workers: int | str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.workers != "auto" and (type(self.workers) is not int or self.workers < 1):
+            raise ConfigError(f"engine.workers must be auto or a whole number >= 1, got {self.workers!r}")
+
+    @property
+    def num_workers(self) -> int:
+        """Processes that train at once."""
+        return available_cores() if self.workers == "auto" else int(self.workers)
+
+    def run(
+        self,
+        config: cfg.Config,
+        *,
+        observers: tuple[Observer, ...],
+        checkpoint: Checkpoint | None,
+        earlier: dict[str, Any],
+        started_at: float,
+    ) -> dict[str, Any]:
+        """Run a config to its end and return the summary; Ctrl-C is recorded and raised again."""
+        # Worker processes inherit this: a tokenizer's threads do not survive a fork.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        tame_allocator()
+        config_json = travelling(config)
+        runtime = runtime_for(config_json, None)
+        client_app = build_app(config_json, None)
+        freeze_heap()
+        pool = ForkPool(
+            min(self.num_workers, config["cohort_size"]),
+            {
+                "message": lambda payload: handle(client_app, payload),
+                "shard": lambda payload: runtime.evaluate_shard(*payload),
+            },
+        )
+        try:
+            session = open_session(
+                runtime,
+                checkpoint=checkpoint,
+                earlier=earlier,
+                observers=observers,
+                shard_map=_pool_shard_map(pool, runtime),
+                workers=len(pool.pids),
+                memory_mb=lambda: tree_mb([os.getpid(), *pool.pids]),
+                started_at=started_at,
+            )
+            grid = InProcessGrid(
+                pool,
+                client_app,
+                num_clients=config["num_clients"],
+                seed=config["seed"],
+                node_config=lambda client_id: {"device": runtime.devices[client_id]},
+            )
+            context = Context(run_id=grid.run.run_id, node_id=1, node_config={}, state=RecordDict(), run_config={})
+            try:
+                build_server_app(session)(grid, context)
+            except KeyboardInterrupt:
+                close_session(session, "interrupted")
+                raise
+            except Exception:
+                session.record.write_summary("failed")
+                raise
+            return close_session(session, "finished")
+        finally:
+            pool.close()
+
+
+def _pool_shard_map(pool: ForkPool, runtime: Runtime) -> ShardMap:
+    """Spread the server's evaluation over the pool; a part whose worker died is done again once."""
+
+    def run(tensors: Tensors, count: int) -> Iterator[tuple[int, Scores]]:
+        tasks = {pool.submit("shard", (tensors, shard)): (shard, True) for shard in range(count)}
+        while tasks:
+            for done in pool.collect(timeout=1.0):
+                if done.task_id not in tasks:
+                    continue
+                shard, may_retry = tasks.pop(done.task_id)
+                if done.lost and may_retry:
+                    tasks[pool.submit("shard", (tensors, shard))] = (shard, False)
+                elif done.error is not None:
+                    raise EngineError(f"the server's evaluation failed: {done.error}")
+                else:
+                    yield shard, done.value
+
+    return run

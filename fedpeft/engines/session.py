@@ -1,0 +1,114 @@
+"""What every engine prepares before the first message: runtime, record and checkpoint."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fedpeft import __version__
+from fedpeft import config as cfg
+from fedpeft.client.runtime import Runtime, describe_data
+from fedpeft.core.events import Observer, RunFinished, tell
+from fedpeft.core.types import Tensors
+from fedpeft.server.app import Session
+from fedpeft.server.checkpoint import Checkpoint
+from fedpeft.server.evaluate import ShardMap
+from fedpeft.server.files import write_json
+from fedpeft.server.record import RunRecord
+from fedpeft.tasks.base import Scores
+
+PACKAGES = ("flwr", "torch", "transformers", "peft", "opacus", "numpy", "hydra-core", "flwr-datasets", "datasets")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that figures depend on."""
+    found = {"fedpeft": __version__, "python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
+    return found | {name: version(name) for name in PACKAGES}
+
+
+def open_session(
+    runtime: Runtime,
+    *,
+    checkpoint: Checkpoint | None,
+    earlier: dict[str, Any],
+    observers: tuple[Observer, ...],
+    shard_map: ShardMap,
+    workers: int,
+    memory_mb: Callable[[], float],
+    started_at: float,
+    poll_s: float = 0.0,
+) -> Session:
+    """Write what is known before the first round and return the session.
+
+    Args:
+        runtime: the run's model and data.
+        checkpoint: where a resumed run goes on from.
+        earlier: the summary of the process that wrote the checkpoint, {} for a new run.
+        observers: told of everything after the record has been.
+        shard_map: spreads the server's evaluation.
+        workers: processes that train at once.
+        memory_mb: measures the process tree.
+        started_at: ``time.time()`` when this run's process began.
+        poll_s: see ``Session``.
+    """
+    config = runtime.config
+    run_dir = Path(config["run_dir"])
+    write_json(run_dir / "data.json", describe_data(runtime))
+    record = RunRecord(
+        run_dir,
+        fixed={"name": config["name"], "workers": workers, "seed": config["seed"], "versions": versions()},
+        started_at=started_at,
+        group_names=runtime.examples.group_names,
+        memory_mb=memory_mb,
+        resume_after=checkpoint.server_round if checkpoint else None,
+        initial=earlier.get("initial"),
+    )
+    return Session(
+        runtime=runtime,
+        record=record,
+        shard_map=shard_map,
+        checkpoint=checkpoint,
+        observers=(record, *observers),
+        poll_s=poll_s,
+    )
+
+
+def close_session(session: Session, status: str) -> dict[str, Any]:
+    """Write the final summary and, from the newest checkpoint, the adapter; return the summary."""
+    from fedpeft.server.checkpoint import load_checkpoint
+
+    runtime, run_dir = session.runtime, Path(session.runtime.config["run_dir"])
+    newest = load_checkpoint(run_dir / "checkpoints")
+    if newest is not None:
+        base = runtime.model_path if not Path(runtime.model_path).exists() else os.path.abspath(runtime.model_path)
+        runtime.method.save(newest.tensors, run_dir / "adapter", base_model=base, head_keys=runtime.tunable.head_keys & newest.tensors.keys())
+    summary = session.record.write_summary(status)
+    tell(session.observers, RunFinished(summary=summary))
+    return summary
+
+
+def local_shard_map(runtime: Runtime) -> ShardMap:
+    """Evaluate in this process, one part after the other."""
+
+    def run(tensors: Tensors, count: int) -> Iterator[tuple[int, Scores]]:
+        for shard in range(count):
+            yield shard, runtime.evaluate_shard(tensors, shard)
+
+    return run
+
+
+def process_started_at() -> float:
+    """Return the ``time.time()`` at which this process began, so that imports count as start-up."""
+    import psutil
+
+    return min(time.time(), float(psutil.Process().create_time()))
+
+
+def travelling(config: cfg.Config) -> str:
+    """Return the config as clients get it."""
+    return cfg.to_json(config)

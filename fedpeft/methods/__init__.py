@@ -1,0 +1,1 @@
+"""How a frozen model becomes tunable: one file a method."""

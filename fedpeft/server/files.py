@@ -1,0 +1,56 @@
+"""Files that are whole or not there, and lines that are whole or cut off."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a crash at any moment, finds the old content or the new."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically."""
+    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def append_lines(path: Path, rows: list[Mapping[str, Any]]) -> None:
+    """Append JSON lines in one write."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    with open(path, "ab") as file:
+        file.write(text.encode())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the whole JSON lines of a file; a last line that a crash cut off is left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_bytes().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def keep_rounds(path: Path, last_round: int) -> list[dict[str, Any]]:
+    """Cut a JSON-lines file back to rounds up to ``last_round`` and return what stays."""
+    rows = [row for row in read_lines(path) if row["round"] <= last_round]
+    if path.is_file():
+        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    return rows

@@ -1,0 +1,234 @@
+"""The record of a run: an observer that writes the run directory's tables and summary."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedpeft.core.events import ClientRejected, ClientReplied, Event, ExchangeStarted, RoundKept
+from fedpeft.strategies.metrics import aggregate_client_evaluations, group_accuracies
+from fedpeft.server.files import append_lines, keep_rounds, write_json
+
+ROUNDS, CLIENTS, EVALUATIONS, SUMMARY = "rounds.jsonl", "clients.jsonl", "evaluations.jsonl", "summary.json"
+
+
+@dataclass(slots=True)
+class _Round:
+    """What has happened since the last round was closed."""
+
+    cohort_size: int = 0
+    replies: dict[tuple[str, int], ClientReplied] = field(default_factory=dict)
+    rejected: dict[tuple[str, int], ClientRejected] = field(default_factory=dict)
+    kept: str | None = None
+
+
+class RunRecord:
+    """Writes ``rounds.jsonl``, ``clients.jsonl``, ``evaluations.jsonl`` and ``summary.json``.
+
+    Args:
+        run_dir: the run directory.
+        fixed: entries of the summary that never change: name, rounds, workers, seed, versions ...
+        started_at: ``time.time()`` at which the process, or this run of a sweep, began.
+        group_names: names of the groups, for evaluations.
+        memory_mb: measures the memory of the whole process tree.
+        resume_after: rounds after this one are cut off from the tables of an earlier process; None for a new run.
+        initial: the evaluation before training, of an earlier process.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        fixed: Mapping[str, Any],
+        started_at: float,
+        group_names: Sequence[str],
+        memory_mb: Callable[[], float],
+        resume_after: int | None = None,
+        initial: Mapping[str, float] | None = None,
+    ) -> None:
+        self._dir = run_dir
+        self._fixed = dict(fixed)
+        self._started_at = started_at
+        self._groups = list(group_names)
+        self._memory_mb = memory_mb
+        self._initial = dict(initial or {})
+        self._initial_cpu_s = 0.0
+        self._startup_s = 0.0
+        self._peak_mb = 0.0
+        self._peak_at = 0.0
+        self._round = _Round()
+        self._round_started = time.monotonic()
+        self._rows: list[dict[str, Any]] = []
+        self._earlier_s = 0.0
+        if resume_after is not None:
+            self._rows = keep_rounds(run_dir / ROUNDS, resume_after)
+            for name in (CLIENTS, EVALUATIONS):
+                keep_rounds(run_dir / name, resume_after)
+            self._earlier_s = sum(row["wall_s"] for row in self._rows)
+
+    def __call__(self, event: Event) -> None:
+        """Take note of an event."""
+        match event:
+            case ExchangeStarted(kind="train"):
+                self._round.cohort_size = event.cohort_size
+            case ClientReplied():
+                self._round.replies[event.kind, event.client_id] = event
+            case ClientRejected():
+                self._round.rejected[event.kind, event.client_id] = event
+            case RoundKept():
+                self._round.kept = event.reason
+        self._sample_memory()
+
+    def started(self) -> None:
+        """The first round is about to begin."""
+        self._startup_s = time.time() - self._started_at
+        self._round_started = time.monotonic()
+
+    def initial(self, metrics: Mapping[str, float], cpu_s: float) -> None:
+        """Note the evaluation before training."""
+        self._initial, self._initial_cpu_s = dict(metrics), cpu_s
+        self.write_summary("running")
+
+    def close_round(self, server_round: int, metrics: Mapping[str, float], eval_cpu_s: float, clock_s: float) -> dict[str, Any]:
+        """Write the round's lines and return its line in ``rounds.jsonl``.
+
+        Args:
+            server_round: the round.
+            metrics: the evaluation after it.
+            eval_cpu_s: CPU seconds that the server's evaluation took.
+            clock_s: the virtual clock.
+        """
+        # An exchange's events arrive in the order of replies, which the scheduler decides; the tables go by client.
+        done, self._round = self._round, _Round()
+        trained = [event for (kind, _), event in sorted(done.replies.items()) if kind == "train"]
+        evaluated = [event for (kind, _), event in sorted(done.replies.items()) if kind == "evaluate"]
+        evaluated_well = [event for event in evaluated if self._outcome(event, done) == "ok"]
+        good = [event for event in trained if self._outcome(event, done) == "ok"]
+        clients = [self._client_row(server_round, event, done) for event in trained]
+        wall_s, self._round_started = time.monotonic() - self._round_started, time.monotonic()
+        examples = sum(event.num_examples for event in good)
+        before_s = self._rows[-1]["virtual_clock_s"] if self._rows else 0.0
+        eval_virtual_s = max((event.cost.total_s for event in evaluated), default=0.0)
+        row = {
+            "round": server_round,
+            "cohort_size": done.cohort_size,
+            "num_replies": len(good),
+            "dropped": dict(sorted(Counter(row["outcome"] for row in clients if row["outcome"] != "ok").items())),
+            "wall_s": round(wall_s, 4),
+            "train_cpu_s": round(sum(_number(event.metrics.get("train-cpu-s")) for event in trained), 4),
+            "virtual_s": round(clock_s - before_s - eval_virtual_s, 6),
+            "virtual_clock_s": round(clock_s, 6),
+            "bytes_down": sum(event.bytes_down for event in trained),
+            "bytes_up": sum(event.bytes_up for event in trained),
+            "energy_j": None,
+            "train_loss": sum(event.num_examples * _number(event.metrics.get("train-loss")) for event in good) / examples if examples else None,
+            "eval": {**metrics, **self._client_figures(evaluated_well)},
+            "epsilon": None,
+            "eval_cpu_s": round(eval_cpu_s + sum(_number(event.metrics.get("eval-cpu-s")) for event in evaluated), 4),
+            "eval_bytes_down": sum(event.bytes_down for event in evaluated),
+            "eval_bytes_up": sum(event.bytes_up for event in evaluated),
+            "eval_virtual_s": round(eval_virtual_s, 6),
+            "kept": done.kept,
+        }
+        self._rows.append(row)
+        append_lines(self._dir / CLIENTS, clients)
+        append_lines(self._dir / EVALUATIONS, [self._evaluation_row(server_round, event) for event in evaluated_well])
+        append_lines(self._dir / ROUNDS, [row])
+        self.write_summary("running")
+        return row
+
+    def write_summary(self, status: str) -> dict[str, Any]:
+        """Write ``summary.json`` and return what it holds."""
+        self._sample_memory(now=True)
+        rounds = self._rows
+        wall_s = time.time() - self._started_at + self._earlier_s
+        train_cpu_s = sum(row["train_cpu_s"] for row in rounds)
+        eval_cpu_s = self._initial_cpu_s + sum(row["eval_cpu_s"] for row in rounds)
+        spent = train_cpu_s + eval_cpu_s
+        workers = self._fixed["workers"]
+        summary = {
+            "status": status,
+            **self._fixed,
+            "rounds": len(rounds),
+            "initial": self._initial,
+            "final": rounds[-1]["eval"] if rounds else self._initial,
+            "best": max((row["eval"] for row in rounds), key=lambda e: e.get("accuracy", 0.0), default=self._initial),
+            "wall_s": round(wall_s, 3),
+            "startup_s": round(self._startup_s, 3),
+            "train_cpu_s": round(train_cpu_s, 3),
+            "eval_cpu_s": round(eval_cpu_s, 3),
+            "overhead_ratio": round((wall_s - self._startup_s) * workers / spent, 4) if spent and workers else None,
+            "bytes_up": sum(row["bytes_up"] + row["eval_bytes_up"] for row in rounds),
+            "bytes_down": sum(row["bytes_down"] + row["eval_bytes_down"] for row in rounds),
+            "virtual_clock_s": rounds[-1]["virtual_clock_s"] if rounds else 0.0,
+            "energy_j": None,
+            "peak_rss_mb": round(self._peak_mb, 1),
+            "epsilon": None,
+            "delta": None,
+        }
+        write_json(self._dir / SUMMARY, summary)
+        return summary
+
+    def _sample_memory(self, now: bool = False) -> None:
+        # Reading the kernel's figure walks page tables; once in two seconds costs next to nothing.
+        if now or time.monotonic() - self._peak_at > 2.0:
+            self._peak_at = time.monotonic()
+            self._peak_mb = max(self._peak_mb, self._memory_mb())
+
+    def _outcome(self, event: ClientReplied, done: _Round) -> str:
+        rejection = done.rejected.get((event.kind, event.client_id))
+        return f"rejected:{rejection.check}" if rejection else event.outcome
+
+    def _client_row(self, server_round: int, event: ClientReplied, done: _Round) -> dict[str, Any]:
+        outcome = self._outcome(event, done)
+        rejection = done.rejected.get((event.kind, event.client_id))
+        row = {
+            "round": server_round,
+            "client_id": event.client_id,
+            "device": event.device,
+            "num_examples": event.num_examples,
+            "rank": event.rank,
+            "bytes_down": event.bytes_down,
+            "bytes_up": event.bytes_up,
+            "adapter_bytes": int(_number(event.metrics.get("adapter-bytes"))),
+            "head_bytes": int(_number(event.metrics.get("head-bytes"))),
+            "train_cpu_s": round(_number(event.metrics.get("train-cpu-s")), 4),
+            "virtual_s": {"down": round(event.cost.down_s, 6), "compute": round(event.cost.compute_s, 6), "up": round(event.cost.up_s, 6)},
+            "peak_memory_mb": None,
+            "energy_j": None,
+            "outcome": outcome,
+        }
+        return row if outcome == "ok" else row | {"detail": rejection.reason if rejection else event.detail}
+
+    def _client_figures(self, evaluated: list[ClientReplied]) -> dict[str, float]:
+        """Return the figures of an evaluation on the clients, {} without one."""
+        record = aggregate_client_evaluations({event.client_id: event.metrics for event in evaluated if "eval-accuracy" in event.metrics})
+        if record is None:
+            return {}
+        figures = {name: float(value) for name, value in record.items() if name.startswith("client_")}  # type: ignore[arg-type]
+        if len(self._groups) > 1 and "group-count" in record:
+            figures |= group_accuracies("client_accuracy", self._groups, record["group-correct"], record["group-count"])  # type: ignore[arg-type]
+        return figures
+
+    def _evaluation_row(self, server_round: int, event: ClientReplied) -> dict[str, Any]:
+        correct, count = (event.metrics.get(f"group-{name}", []) for name in ("correct", "count"))
+        groups = {name: c / n for name, c, n in zip(self._groups, correct, count, strict=False) if n}  # type: ignore[arg-type]
+        return {
+            "round": server_round,
+            "client_id": event.client_id,
+            "device": event.device,
+            "num_examples": int(_number(event.metrics.get("num-examples"))),
+            "accuracy": _number(event.metrics.get("eval-accuracy")),
+            "loss": _number(event.metrics.get("eval-loss")),
+            "groups": groups,
+        }
+
+
+def _number(value: object) -> float:
+    """Return a claimed metric as a number that JSON and arithmetic survive; the guard judges it elsewhere."""
+    sound = isinstance(value, (int, float)) and abs(value) <= 1e18
+    return float(value) if sound else 0.0  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""Aggregation strategies: one file each, on the contract of ``base.FedPeft``."""

@@ -1,0 +1,224 @@
+"""The base of every fedpeft strategy: it owns the round, a concrete strategy overrides one to four pure hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from fedpeft.core import wire
+from fedpeft.core.errors import ConfigError, WireError
+from fedpeft.core.events import ClientRejected, Observer, RoundKept, tell
+from fedpeft.core.guard import Expectation, UpdateGuard, check_aggregate
+from fedpeft.core.seeds import rng
+from fedpeft.core.tensors import weighted_mean
+from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
+from fedpeft.selection.base import Selection
+from fedpeft.selection.uniform import Uniform
+from fedpeft.strategies.metrics import aggregate_client_evaluations, mean_train_metrics
+from fedpeft.strategies.roster import Roster
+
+StateValue = np.ndarray | int | float | str
+
+
+class FedPeft(Strategy):
+    """A Flower ``Strategy`` that does what every federated PEFT rule needs, once.
+
+    It learns the clients, selects a cohort, sends each member its tensors, checks every reply with an ``UpdateGuard``, hands the good ones to ``aggregate`` in
+    canonical order (by client id), checks the result, and keeps the old model when too few replies were good or the result is unsound.
+
+    A concrete strategy overrides some of ``client_tensors``, ``client_config``, ``aggregate``, ``state`` and ``load_state``; they are pure: they mutate nothing
+    they were given. ``strategy.start(grid, arrays, ...)`` works as for any Flower strategy.
+
+    Args:
+        cohort_size: clients asked in each round.
+        min_replies: good replies without which the old global model stays.
+        evaluate_every: rounds between evaluations on the clients, 0 for never.
+        evaluate_cohort_size: clients asked to evaluate, None for all.
+        seed: the run's seed; cohorts depend on it and the round alone.
+        guard: checks replies.
+        selection: chooses cohorts; uniform without replacement unless given.
+    """
+
+    linear: ClassVar[bool] = True
+    """True where ``aggregate`` needs only a weighted sum of the updates."""
+
+    def __init__(
+        self,
+        *,
+        cohort_size: int = 10,
+        min_replies: int = 1,
+        evaluate_every: int = 0,
+        evaluate_cohort_size: int | None = None,
+        seed: int = 0,
+        guard: UpdateGuard | None = None,
+        selection: Selection | None = None,
+    ) -> None:
+        if not 1 <= min_replies <= cohort_size:
+            raise ConfigError(f"round.min_replies must be in 1..cohort_size ({cohort_size}), got {min_replies}")
+        self.cohort_size = cohort_size
+        self.min_replies = min_replies
+        self.evaluate_every = evaluate_every
+        self.evaluate_cohort_size = evaluate_cohort_size
+        self.seed = seed
+        self.guard = guard or UpdateGuard()
+        self.selection = selection or Uniform()
+        self.roster = Roster()
+        self.identity = wire.Identity()
+        self.observers: tuple[Observer, ...] = ()
+        self._final_round: int | None = None
+        self._global: Tensors = {}
+        self._expected: dict[int, Expectation] = {}
+
+    # -- hooks ---------------------------------------------------------------------------------------------------------------------------------------------
+
+    def client_tensors(self, global_tensors: Tensors, client: ClientInfo) -> Tensors:
+        """Return what this client is sent; it must reply with the same keys, shapes and dtypes."""
+        return global_tensors
+
+    def client_config(self, client: ClientInfo) -> Mapping[str, wire.ConfigValue]:
+        """Return settings for this client alone, e.g. its rank."""
+        return {}
+
+    def aggregate(self, global_tensors: Tensors, updates: list[ClientUpdate]) -> Tensors:
+        """Return the new global tensors: the mean weighted by examples, unless overridden.
+
+            x = sum_k n_k x_k / sum_k n_k          (FedAvg, McMahan et al. 2017, arXiv:1602.05629, algorithm 1)
+
+        Args:
+            global_tensors: what the round began with.
+            updates: at least ``min_replies`` checked updates, by client id; tensors are read-only.
+        """
+        return weighted_mean([u.tensors for u in updates], [u.num_examples for u in updates])
+
+    def state(self) -> dict[str, StateValue]:
+        """Return what must survive a checkpoint: arrays and scalars by name."""
+        return {}
+
+    def load_state(self, state: Mapping[str, StateValue]) -> None:
+        """Take back what ``state`` returned."""
+
+    # -- Flower's contract ---------------------------------------------------------------------------------------------------------------------------------
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """Select a cohort and build one message for each member."""
+        self._global = wire.decode_own(arrays)
+        return self._instruct(server_round, arrays, config, grid, MessageType.TRAIN, self.cohort_size)
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Check the replies and aggregate the good ones; (None, None) keeps the old model."""
+        verdict = self.guard.inspect(replies, self._expected)
+        for r in verdict.rejected:
+            if r.client_id is not None:
+                self._tell_rejected(server_round, "train", r.client_id, r.check, r.reason)
+        updates = verdict.accepted
+        if len(updates) < self.min_replies:
+            return self._keep(server_round, f"{len(updates)} good replies, {self.min_replies} are needed")
+        try:
+            new = self.aggregate(self._global, updates)
+            check_aggregate(new, self._global)
+        except WireError as error:
+            return self._keep(server_round, error.reason)
+        return wire.encode(new), mean_train_metrics(updates)
+
+    def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """Ask clients to evaluate every ``evaluate_every`` rounds and in the last one."""
+        due = self.evaluate_every and (server_round % self.evaluate_every == 0 or server_round == self._final_round)
+        if not due:
+            return []
+        self._global = wire.decode_own(arrays)
+        return self._instruct(server_round, arrays, config, grid, MessageType.EVALUATE, self.evaluate_cohort_size)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Return mean, worst decile and per-group figures of the clients' evaluations."""
+        good: dict[int, dict[str, Any]] = {}
+        for reply in replies:
+            expectation = self._expected.get(reply.metadata.src_node_id)
+            if expectation is None or reply.has_error():
+                continue
+            client_id = expectation.client.client_id
+            try:
+                good[client_id] = self.guard.inspect_metrics(reply, expectation)
+            except WireError as error:
+                self._tell_rejected(server_round, "evaluate", client_id, error.check, error.reason)
+        return aggregate_client_evaluations(good)
+
+    def summary(self) -> None:
+        """Log nothing: the run's record and display say it."""
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+        *,
+        first_round: int = 1,
+        on_round_end: Callable[[int, ArrayRecord], None] | None = None,
+    ) -> Result:
+        """Run rounds ``first_round .. num_rounds``, as Flower's ``start`` does from round 1.
+
+        Args:
+            grid: carries the messages.
+            initial_arrays: the global tensors before ``first_round``.
+            num_rounds: number of the last round.
+            timeout: seconds to wait for the replies of one round.
+            train_config: sent with every training message.
+            evaluate_config: sent with every evaluation message.
+            evaluate_fn: evaluates the global tensors, before round 1 and after each round.
+            first_round: above 1 when a run is resumed.
+            on_round_end: called with the round and its arrays when all of it is done.
+        """
+        self._final_round = num_rounds
+        train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
+        result = Result(arrays=initial_arrays)
+        if evaluate_fn and first_round == 1 and (metrics := evaluate_fn(0, initial_arrays)) is not None:
+            result.evaluate_metrics_serverapp[0] = metrics
+        for current in range(first_round, num_rounds + 1):
+            messages = self.configure_train(current, result.arrays, train_config, grid)
+            arrays, metrics = self.aggregate_train(current, grid.send_and_receive(messages, timeout=timeout))
+            if arrays is not None:
+                result.arrays = arrays
+            if metrics is not None:
+                result.train_metrics_clientapp[current] = metrics
+            if messages := list(self.configure_evaluate(current, result.arrays, evaluate_config, grid)):
+                metrics = self.aggregate_evaluate(current, grid.send_and_receive(messages, timeout=timeout))
+                if metrics is not None:
+                    result.evaluate_metrics_clientapp[current] = metrics
+            if evaluate_fn and (metrics := evaluate_fn(current, result.arrays)) is not None:
+                result.evaluate_metrics_serverapp[current] = metrics
+            if on_round_end:
+                on_round_end(current, result.arrays)
+        return result
+
+    # -- inside --------------------------------------------------------------------------------------------------------------------------------------------
+
+    def _instruct(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid, kind: str, size: int | None
+    ) -> list[Message]:
+        clients = self.roster.refresh(grid)
+        if size is not None:
+            clients = self.selection.select(clients, size, server_round, rng(self.seed, "cohort", kind, server_round))
+        self._expected, messages = {}, []
+        for client in clients:
+            sent = self.client_tensors(self._global, client)
+            record = arrays if sent is self._global else wire.encode(sent)
+            entries = {**config, **self.client_config(client)}
+            content = wire.instruction(record, server_round, self.identity, entries)  # type: ignore[arg-type]
+            messages.append(Message(content, dst_node_id=client.node_id, message_type=kind))
+            self._expected[client.node_id] = Expectation(client=client, server_round=server_round, identity=self.identity, sent=sent)
+        return messages
+
+    def _keep(self, server_round: int, reason: str) -> tuple[None, None]:
+        tell(self.observers, RoundKept(server_round=server_round, reason=reason))
+        return None, None
+
+    def _tell_rejected(self, server_round: int, kind: str, client_id: int, check: str, reason: str) -> None:
+        tell(self.observers, ClientRejected(server_round=server_round, kind=kind, client_id=client_id, check=check, reason=reason))

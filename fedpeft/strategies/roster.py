@@ -1,0 +1,57 @@
+"""Who the clients are: learned by asking, because Flower's node ids are random."""
+
+from __future__ import annotations
+
+import logging
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedpeft.core import wire
+from fedpeft.core.errors import WireError
+from fedpeft.core.types import ClientInfo
+
+log = logging.getLogger(__name__)
+
+
+class Roster:
+    """The clients that have said who they are, by node id.
+
+    A node is asked once. Nodes that claim the client id of another are left out, both of them: nobody can tell which one lies.
+    """
+
+    def __init__(self) -> None:
+        self._by_node: dict[int, ClientInfo] = {}
+        self._refused: set[int] = set()
+
+    def refresh(self, grid: Grid, timeout: float | None = None) -> list[ClientInfo]:
+        """Ask the nodes that are new and return the clients now there, by client id."""
+        present = set(grid.get_node_ids())
+        unknown = sorted(present - self._by_node.keys() - self._refused)
+        questions = [Message(RecordDict(), dst_node_id=node, message_type=wire.HELLO_QUERY) for node in unknown]
+        for reply in grid.send_and_receive(questions, timeout=timeout) if questions else ():
+            self._learn(reply)
+        self._by_node = {node: info for node, info in self._by_node.items() if node in present}
+        return sorted(self._by_node.values(), key=lambda info: info.client_id)
+
+    def get(self, node_id: int) -> ClientInfo | None:
+        """Return who a node is, None while it has not said."""
+        return self._by_node.get(node_id)
+
+    def _learn(self, reply: Message) -> None:
+        node_id = reply.metadata.src_node_id
+        try:
+            if reply.has_error():
+                raise WireError("hello", reply.error.reason or "no reason given")
+            info = wire.read_hello(reply.content, node_id)
+        except WireError as error:
+            log.warning("node %d is left out: %s", node_id, error)
+            self._refused.add(node_id)
+            return
+        if twins := [n for n, other in self._by_node.items() if other.client_id == info.client_id and n != node_id]:
+            log.warning("nodes %s and %d all claim client %d: left out", twins, node_id, info.client_id)
+            self._refused.update([*twins, node_id])
+            for twin in twins:
+                del self._by_node[twin]
+            return
+        self._by_node[node_id] = info

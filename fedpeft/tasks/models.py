@@ -1,0 +1,111 @@
+"""Loading the frozen base model."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedpeft.core.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+DTYPES = ("auto", "float32", "bfloat16")
+
+
+def resolve_dtype(dtype: str) -> str:
+    """Return ``float32`` or ``bfloat16``; ``auto`` takes bfloat16 where the CPU multiplies it in hardware.
+
+    The choice follows CPU flags (avx512_bf16 or amx_bf16 on x86-64, bf16 on aarch64) rather than a timing, so that it is the same every time.
+
+    Raises:
+        ConfigError: another name.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r} (set model.dtype)")
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if _cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"} else "float32"
+
+
+def _cpu_flags() -> set[str]:
+    cpuinfo = Path("/proc/cpuinfo")
+    if platform.system() != "Linux" or not cpuinfo.is_file():
+        return set()
+    lines = (line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
+    return next((set(value.split()) for key, value in lines if key.strip().lower() in ("flags", "features")), set())
+
+
+def load_tokenizer(path: str, revision: str | None = None) -> Any:
+    """Return the tokenizer of a local folder or hub id."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, revision=revision)
+    except (OSError, ValueError) as error:
+        raise DataError(f"no tokenizer at {path}: {_first_line(error)} (set model.path)") from error
+
+
+def load_classifier(
+    path: str, *, num_labels: int, dtype: str, dropout: float | None, seed: int, revision: str | None = None
+) -> nn.Module:
+    """Return a sequence classifier on the base model, with a seeded new head.
+
+    Args:
+        path: local folder or hub id.
+        num_labels: size of the head.
+        dtype: ``float32`` or ``bfloat16`` of the base.
+        dropout: probability for every dropout of the base, None to leave them as the checkpoint has them.
+        seed: seeds whatever weights the checkpoint lacks.
+        revision: hub revision.
+
+    Raises:
+        DataError: nothing loadable is there.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(path, revision=revision, num_labels=num_labels)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                path, config=config, dtype=getattr(torch, dtype), revision=revision
+            )
+    except (OSError, ValueError) as error:
+        raise DataError(f"no model at {path}: {_first_line(error)} (set model.path)") from error
+    if dropout is not None:
+        set_dropout(model, dropout)
+    return model
+
+
+def set_dropout(model: nn.Module, probability: float) -> None:
+    """Give every dropout in the model, attention's too, this probability."""
+    from torch import nn
+
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+        for name in ("attention_dropout", "dropout_prob"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, probability)
+
+
+def hash_model(model: nn.Module) -> str:
+    """Return the sha256 of names, shapes and values of every parameter: equal on two ends that hold the same base model."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        digest.update(parameter.detach().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
