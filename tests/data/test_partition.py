@@ -155,10 +155,14 @@ def test_ten_thousand_clients_are_fast_and_their_sizes_true() -> None:
 
 
 def test_noise_of_partitioners_is_kept_from_users(capfd: pytest.CaptureFixture[str]) -> None:
+    from flwr_datasets.partitioner import DirichletPartitioner
+
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for name in ("natural", "dirichlet", "shard"):
             _split(name, NUM_GROUPS)
+        # The first two draws of this seed leave a client with fewer than 20 rows, the third does not.
+        split_clients(_table(), DirichletPartitioner(8, "label", 0.5, min_partition_size=20, seed=12), 8)
     assert capfd.readouterr() == ("", "")
 
 

@@ -56,6 +56,18 @@ def test_texts_that_only_look_like_numbers_or_nulls_stay_texts(tmp_path: Path) -
     assert _load(tmp_path).texts == [("007",), ("NA",), ("two\nlines, one text",)]
 
 
+def test_a_csv_of_number_like_texts_is_text(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\n007,0\n12,1\n")
+    assert _load(tmp_path).texts == [("007",), ("12",)]
+
+
+def test_line_breaks_inside_texts_survive_in_long_csv_files(tmp_path: Path) -> None:
+    """Readers cut a CSV of more than 1 MB into blocks; 3000 texts of 600 characters in 30 lines are 1.8 MB."""
+    text = "\n".join(["nineteen characters"] * 30)
+    (tmp_path / "a.csv").write_text("text,label\n" + f'"{text}",1\n' * 3000)
+    assert _load(tmp_path).texts == [(text,)] * 3000
+
+
 def test_pairs_and_one_group_without_a_group_column(tmp_path: Path) -> None:
     _write(tmp_path, "train.parquet", {"s1": ["a", "b"], "s2": ["c", "d"], "label": [5, 3]})
     table = _load(tmp_path, text_columns=["s1", "s2"])
@@ -122,6 +134,7 @@ def test_shards_are_joined_in_order_and_splits_kept_apart(tmp_path: Path) -> Non
         (["a.csv", "b.parquet"], "train", r"mixes .csv and .parquet"),
         (["train.csv", "other.csv"], "train", "other.csv belongs to no split"),
         (["train.csv", "test.csv"], "validation", "no split 'validation': there are test, train"),
+        (["testimonials.csv"], "test", "no split 'test': there are train"),
         (["training.csv"], "test", "no split 'test': there are train"),
     ],
 )
