@@ -73,8 +73,8 @@ def load_tensors(live: Mapping[str, torch.Tensor], tensors: Mapping[str, np.ndar
 
     with torch.no_grad():
         for key, target in live.items():
-            # Wire arrays are read-only views; copy_ only reads them, torch.tensor would warn and torch.from_numpy too.
-            target.copy_(torch.as_tensor(np.array(tensors[key])))
+            # Wire arrays are read-only views of a message, which torch warns about even where it only reads.
+            target.copy_(torch.from_numpy(np.array(tensors[key])))
 
 
 def extract_tensors(live: Mapping[str, torch.Tensor]) -> Tensors:

@@ -75,7 +75,9 @@ class LoRA:
         model.requires_grad_(False)
         inject_adapter_in_model(self._config(), model)
         _use_float32_factors(model)
-        factors = {_saved_name(key): value for key, value in get_peft_model_state_dict(model).items()}
+        # keep_vars: the parameters themselves, not detached copies, because an optimiser must see their gradients.
+        live = get_peft_model_state_dict(model, state_dict=model.state_dict(keep_vars=True))
+        factors = {_saved_name(key): value for key, value in live.items()}
         for value in heads.values():
             value.requires_grad_(head != "freeze")
             value.data = value.data.float()
