@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedpeft.report import numbers
-from fedpeft.report.plots import colour_variable
+from fedpeft.report.plots import Curve, Part, colour_variable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +89,11 @@ class Section:
         return tuple(table for table in self.tables if not table.narrow)
 
 
-def legend(entries: list[tuple[str, int]]) -> tuple[Legend, ...]:
-    """Return a legend from names and palette colours."""
-    return tuple(Legend(name=numbers.name(name), colour=colour_variable(colour)) for name, colour in entries)
+def legend(shown: Sequence[Curve | Part]) -> tuple[Legend, ...]:
+    """Return the legend of what a chart shows."""
+    return tuple(Legend(name=numbers.name(one.name), colour=colour_variable(one.colour)) for one in shown)
+
+
+def titled(title: str, name: str, several: bool) -> str:
+    """Return a title; with the run's name where there are several runs."""
+    return f"{title}: {numbers.name(name)}" if several else title

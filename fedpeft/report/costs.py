@@ -1,24 +1,16 @@
-"""The part of the page about what training cost: seconds, bytes, and clients that dropped out."""
+"""The part of the page about what training cost: seconds and bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from fedpeft.report import numbers, plots, series
-from fedpeft.report.blocks import Chart, Section, Table, legend
+from fedpeft.report.blocks import Chart, Section, Table, legend, titled
 from fedpeft.report.plots import Part
 from fedpeft.report.reader import RunView
 from fedpeft.report.rows import ClientRow
 
 MOST_DEVICES = 16
-MOST_CLIENTS = 50
-MOST_NAMED_ROUNDS = 8
-_COLOURS = {"late": 1, "lost": 6, "error": 5, "timeout": 4, "rejected": 3}
-
-
-def titled(title: str, name: str, several: bool) -> str:
-    """Return a chart's title; with the run's name where there are several runs."""
-    return f"{title}: {numbers.name(name)}" if several else title
 
 
 def time(views: Sequence[RunView], names: Sequence[str]) -> Section:
@@ -26,13 +18,22 @@ def time(views: Sequence[RunView], names: Sequence[str]) -> Section:
     several, charts, tables = len(views) > 1, [], []
     for place, (view, name) in enumerate(zip(views, names, strict=True)):
         kinds = series.by_device(view)
-        timed = [(kind, series.seconds(rows)) for kind, rows in kinds.items() if any(series.seconds(rows))][:MOST_DEVICES]
+        timed = [(kind, series.seconds(rows)) for kind, rows in kinds.items() if any(series.seconds(rows))][
+            :MOST_DEVICES
+        ]
         if timed:
             unit, unit_name = numbers.seconds_unit(max(sum(times) for _, times in timed))
-            parts = [Part(name=part, colour=colour, values=[times[index] / unit for _, times in timed])
-                     for index, (part, colour) in enumerate((("download", 4), ("compute", 0), ("upload", 1)))]  # fmt: skip
-            svg = plots.rows(f"time-{place}", [numbers.name(kind, 24) for kind, _ in timed], parts, x_label=f"median per round, {unit_name}")
-            charts.append(Chart(title=titled("One round by device kind", name, several), svg=svg, legend=_legend(parts)))
+            parts = [
+                Part(name=part, colour=colour, values=[times[index] / unit for _, times in timed])
+                for index, (part, colour) in enumerate((("download", 4), ("compute", 0), ("upload", 1)))
+            ]
+            svg = plots.rows(
+                f"time-{place}",
+                [numbers.name(kind, 24) for kind, _ in timed],
+                parts,
+                x_label=f"median per round, {unit_name}",
+            )
+            charts.append(Chart(title=titled("One round by device kind", name, several), svg=svg, legend=legend(parts)))
         lengths = _round_lengths(view, place)
         if lengths:
             charts.append(Chart(title=titled(lengths.title, name, several), svg=lengths.svg, note=lengths.note))
@@ -41,7 +42,7 @@ def time(views: Sequence[RunView], names: Sequence[str]) -> Section:
     missing = () if charts else ("No simulated seconds are on record.",)
     return Section(
         title="Time on the devices",
-        lead="Simulated seconds: the median over the clients of a kind and the rounds they took part in, each part by itself.",
+        lead="Simulated seconds: medians over the clients of a kind and their rounds, each part by itself.",
         charts=tuple(charts),
         tables=tuple(tables),
         missing=missing,
@@ -57,11 +58,7 @@ def _round_lengths(view: RunView, place: int) -> Chart | None:
     unit, unit_name = numbers.seconds_unit(max(heights))
     part = Part(name="round", colour=0, values=[height / unit for height in heights])
     svg = plots.columns(f"rounds-{place}", [one.label for one in bins], [part], x_label="round", y_label=unit_name)
-    return Chart(title="Simulated length of each round", svg=svg, note=bin_note(bins))
-
-
-def _legend(parts: Sequence[Part]) -> tuple:
-    return legend([(part.name, part.colour) for part in parts])
+    return Chart(title="Simulated length of each round", svg=svg, note=series.bin_note(bins))
 
 
 def _device_table(kinds: dict[str, list[ClientRow]], caption: str, folded: bool) -> Table:
@@ -70,13 +67,21 @@ def _device_table(kinds: dict[str, list[ClientRow]], caption: str, folded: bool)
         times = series.seconds(found)
         dropped = sum(row.outcome != "ok" for row in found)
         memory = series.median(row.peak_memory_mb for row in found)
-        rows.append((
-            numbers.name(kind, 24), numbers.count(len({row.client_id for row in found})), numbers.count(len(found)), numbers.count(dropped),
-            *(numbers.duration(part) if any(times) else numbers.UNKNOWN for part in times),
-            numbers.size(None if memory is None else memory * 1e6), numbers.energy(series.median(row.energy_j for row in found)),
-        ))  # fmt: skip
+        rows.append(
+            (
+                numbers.name(kind, 24),
+                numbers.count(len({row.client_id for row in found})),
+                numbers.count(len(found)),
+                numbers.count(dropped),
+                *(numbers.duration(part) if any(times) else numbers.UNKNOWN for part in times),
+                numbers.size(None if memory is None else memory * 1e6),
+                numbers.energy(series.median(row.energy_j for row in found)),
+            )
+        )
     head = ("device", "clients", "times asked", "dropped", "download", "compute", "upload", "peak memory", "energy")
-    note = "Medians per round." + (f" The {MOST_DEVICES} slowest of {len(kinds)} kinds." if len(kinds) > MOST_DEVICES else "")
+    note = "Medians per round." + (
+        f" The {MOST_DEVICES} slowest of {len(kinds)} kinds." if len(kinds) > MOST_DEVICES else ""
+    )
     return Table(caption=caption, head=head, rows=tuple(rows), folded=folded, note=note)
 
 
@@ -85,7 +90,9 @@ def traffic(views: Sequence[RunView], names: Sequence[str]) -> Section:
     several, charts = len(views) > 1, []
     for place, (view, name) in enumerate(zip(views, names, strict=True)):
         found = (_bytes_by_round(view, place), _bytes_by_device(view, place), _update_size(view, place))
-        charts += [Chart(title=titled(c.title, name, several), svg=c.svg, legend=c.legend, note=c.note) for c in found if c]
+        charts += [
+            Chart(title=titled(c.title, name, several), svg=c.svg, legend=c.legend, note=c.note) for c in found if c
+        ]
     return Section(title="Bytes", charts=tuple(charts), missing=() if charts else ("No bytes are on record.",))
 
 
@@ -97,18 +104,24 @@ def _bytes_by_round(view: RunView, place: int) -> Chart | None:
     layers = [
         ("down", 0, series.mean_of(bins, lambda row: row.bytes_down)),
         ("up", 1, series.mean_of(bins, lambda row: row.bytes_up)),
-        ("client evaluation", 6, series.mean_of(bins, lambda row: (row.eval_bytes_down or 0) + (row.eval_bytes_up or 0))),
+        (
+            "client evaluation",
+            6,
+            series.mean_of(bins, lambda row: (row.eval_bytes_down or 0) + (row.eval_bytes_up or 0)),
+        ),
     ]
-    unit, unit_name = numbers.bytes_unit(max(sum(heights) for heights in zip(*(layer[2] for layer in layers), strict=True)))
-    parts = [Part(name=name, colour=colour, values=[v / unit for v in values]) for name, colour, values in layers if any(values)]
-    svg = plots.columns(f"bytes-{place}", [one.label for one in bins], parts, x_label="round", y_label=f"{unit_name} per round")
-    return Chart(title="By round", svg=svg, legend=_legend(parts), note=bin_note(bins))
-
-
-def bin_note(bins: Sequence[series.Bin]) -> str:
-    """Return the sentence that says a bar stands for several rounds, where it does."""
-    width = len(bins[0].rounds) if bins else 1
-    return f"Each bar is the mean of {width} rounds, from the one named on." if width > 1 else ""
+    unit, unit_name = numbers.bytes_unit(
+        max(sum(heights) for heights in zip(*(layer[2] for layer in layers), strict=True))
+    )
+    parts = [
+        Part(name=name, colour=colour, values=[v / unit for v in values])
+        for name, colour, values in layers
+        if any(values)
+    ]
+    svg = plots.columns(
+        f"bytes-{place}", [one.label for one in bins], parts, x_label="round", y_label=f"{unit_name} per round"
+    )
+    return Chart(title="By round", svg=svg, legend=legend(parts), note=series.bin_note(bins))
 
 
 def _bytes_by_device(view: RunView, place: int) -> Chart | None:
@@ -116,13 +129,20 @@ def _bytes_by_device(view: RunView, place: int) -> Chart | None:
         kind: (sum(row.bytes_down or 0 for row in rows), sum(row.bytes_up or 0 for row in rows))
         for kind, rows in series.by_device(view).items()
     }
-    shown = sorted(((k, t) for k, t in totals.items() if sum(t) > 0), key=lambda item: (-sum(item[1]), item[0]))[:MOST_DEVICES]
+    shown = sorted(((k, t) for k, t in totals.items() if sum(t) > 0), key=lambda item: (-sum(item[1]), item[0]))[
+        :MOST_DEVICES
+    ]
     if not shown:
         return None
     unit, unit_name = numbers.bytes_unit(max(sum(pair) for _, pair in shown))
-    parts = [Part(name=name, colour=index, values=[pair[index] / unit for _, pair in shown]) for index, name in enumerate(("down", "up"))]
-    svg = plots.rows(f"bytes-device-{place}", [numbers.name(kind, 24) for kind, _ in shown], parts, x_label=f"whole run, {unit_name}")
-    return Chart(title="By device kind", svg=svg, legend=_legend(parts))
+    parts = [
+        Part(name=name, colour=index, values=[pair[index] / unit for _, pair in shown])
+        for index, name in enumerate(("down", "up"))
+    ]
+    svg = plots.rows(
+        f"bytes-device-{place}", [numbers.name(kind, 24) for kind, _ in shown], parts, x_label=f"whole run, {unit_name}"
+    )
+    return Chart(title="By device kind", svg=svg, legend=legend(parts))
 
 
 def _update_size(view: RunView, place: int) -> Chart | None:
@@ -135,72 +155,10 @@ def _update_size(view: RunView, place: int) -> Chart | None:
         return None
     sizes = sorted(sizes, key=lambda item: (-(item[1] + item[2]), item[0]))[:MOST_DEVICES]
     unit, unit_name = numbers.bytes_unit(max(adapter + head for _, adapter, head in sizes))
-    parts = [Part(name="adapter", colour=2, values=[item[1] / unit for item in sizes]),
-             Part(name="head", colour=3, values=[item[2] / unit for item in sizes])]  # fmt: skip
+    parts = [
+        Part(name="adapter", colour=2, values=[item[1] / unit for item in sizes]),
+        Part(name="head", colour=3, values=[item[2] / unit for item in sizes]),
+    ]
     parts = [part for part in parts if any(part.values)]
     svg = plots.rows(f"update-{place}", [item[0] for item in sizes], parts, x_label=f"one update, median, {unit_name}")
-    return Chart(title="What one update is made of", svg=svg, legend=_legend(parts))
-
-
-def participants(views: Sequence[RunView], names: Sequence[str]) -> Section:
-    """Who took part and who was dropped, round by round and by name."""
-    several, charts, tables, missing = len(views) > 1, [], [], []
-    reasons = series.drop_reasons(views)
-    for place, (view, name) in enumerate(zip(views, names, strict=True)):
-        rows = series.trained(view)
-        if not any(row.cohort_size or row.num_replies or row.dropped for row in rows):
-            continue
-        bins = series.binned(rows)
-        parts = [Part(name="used", colour=0, values=series.mean_of(bins, series.accepted))]
-        parts += [
-            Part(name=why, colour=_COLOURS.get(why, 7), values=series.mean_of(bins, lambda row, why=why: series.dropped_for(row, why)))
-            for why in reasons
-        ]
-        svg = plots.columns(f"cohort-{place}", [one.label for one in bins], parts, x_label="round", y_label="clients", whole=True)
-        charts.append(Chart(title=titled("Cohort by round", name, several), svg=svg, legend=_legend(parts), note=bin_note(bins)))
-        tables += _drop_tables(view, name, several)
-        kept = [f"round {row.round} ({numbers.name(row.kept, 80)})" for row in rows if row.kept]
-        if kept:
-            missing.append(f"{titled('The old model stayed after', name, several)} {', '.join(kept[:MOST_NAMED_ROUNDS])}.")
-    if not charts:
-        missing.append("No round has trained yet.")
-    elif not reasons:
-        missing.append("No client was dropped.")
-    return Section(title="Participants", charts=tuple(charts), tables=tuple(tables), missing=tuple(missing))
-
-
-def _drop_tables(view: RunView, name: str, several: bool) -> list[Table]:
-    """Drops by outcome, and the clients they happened to; the clients with most drops first."""
-    totals: dict[str, float] = {}
-    for row in view.rounds:
-        for outcome, number in row.dropped.items():
-            totals[outcome] = totals.get(outcome, 0) + number
-    tables = []
-    if totals:
-        counts = tuple((numbers.name(why), numbers.count(n)) for why, n in sorted(totals.items(), key=lambda item: (-item[1], item[0])))
-        tables.append(Table(caption=titled("Dropped replies", name, several), head=("reason", "replies"), rows=counts))
-    clients: dict[int, list[ClientRow]] = {}
-    for line in view.clients:
-        if line.outcome != "ok":
-            clients.setdefault(line.client_id, []).append(line)
-    if clients:
-        worst = sorted(clients.items(), key=lambda item: (-len(item[1]), item[0]))
-        rows = tuple(_dropped_client(number, found) for number, found in worst[:MOST_CLIENTS])
-        note = f"The {MOST_CLIENTS} with most drops of {len(worst):,} clients." if len(worst) > MOST_CLIENTS else ""
-        head = ("client", "device", "drops", "when", "what the last one said")
-        tables.append(Table(caption=titled("Dropped clients", name, several), head=head, rows=rows,
-                            text_columns=frozenset({0, 1, 3, 4}), folded=several or len(rows) > 12, note=note))  # fmt: skip
-    return tables
-
-
-def _dropped_client(number: int, lines: Sequence[ClientRow]) -> tuple[str, ...]:
-    when: dict[str, list[int]] = {}
-    for line in lines:
-        when.setdefault(line.outcome, []).append(line.round)
-    spelled = []
-    for outcome, rounds in when.items():
-        shown = ", ".join(str(r) for r in rounds[:MOST_NAMED_ROUNDS])
-        more = f" and {len(rounds) - MOST_NAMED_ROUNDS} more" if len(rounds) > MOST_NAMED_ROUNDS else ""
-        spelled.append(f"{numbers.name(outcome)}: {'rounds' if len(rounds) > 1 else 'round'} {shown}{more}")
-    last = lines[-1]
-    return str(number), numbers.name(last.device, 24), numbers.count(len(lines)), "; ".join(spelled), numbers.name(last.detail, 120) or numbers.UNKNOWN
+    return Chart(title="What one update is made of", svg=svg, legend=legend(parts))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedpeft.report import numbers, plots, series
-from fedpeft.report.blocks import Chart, Section, Table, legend
+from fedpeft.report.blocks import Chart, Legend, Section, Table, legend, titled
 from fedpeft.report.plots import Curve
 from fedpeft.report.reader import RunView
 
@@ -50,19 +50,23 @@ def _against(views: Sequence[RunView], names: Sequence[str], metric: str, axis: 
     ]
     what = {"accuracy": "Accuracy", "loss": "Held-out loss", "train_loss": "Training loss"}[metric]
     where = {"round": "rounds", "clock": "simulated time", "bytes": "bytes sent"}[axis]
-    x_label = {"round": "round", "clock": f"simulated time, {unit_name}", "bytes": f"training bytes, down + up, {unit_name}"}[axis]
-    svg = plots.lines(f"{metric}-{axis}", curves, x_label=x_label, y_label="", whole_x=axis == "round", percent=metric == "accuracy")
+    x_label = {
+        "round": "round",
+        "clock": f"simulated time, {unit_name}",
+        "bytes": f"training bytes, down + up, {unit_name}",
+    }[axis]
+    svg = plots.lines(
+        f"{metric}-{axis}", curves, x_label=x_label, y_label="", whole_x=axis == "round", percent=metric == "accuracy"
+    )
     return Chart(title=f"{what} by {where}", svg=svg, legend=_run_legend(curves, views))
-
-
 
 
 def _no_unit(_: float) -> tuple[float, str]:
     return 1.0, ""
 
 
-def _run_legend(curves: Sequence[Curve], views: Sequence[RunView]) -> tuple:
-    return legend([(curve.name, curve.colour) for curve in curves]) if len(views) > 1 else ()
+def _run_legend(curves: Sequence[Curve], views: Sequence[RunView]) -> tuple[Legend, ...]:
+    return legend(curves) if len(views) > 1 else ()
 
 
 def _losses(views: Sequence[RunView], names: Sequence[str]) -> list[Chart | None]:
@@ -74,7 +78,7 @@ def _losses(views: Sequence[RunView], names: Sequence[str]) -> list[Chart | None
     if not curves:
         return []
     svg = plots.lines("loss-round", curves, x_label="round", y_label="", whole_x=True)
-    return [Chart(title="Loss by rounds", svg=svg, legend=legend([(curve.name, curve.colour) for curve in curves]))]
+    return [Chart(title="Loss by rounds", svg=svg, legend=legend(curves))]
 
 
 def _epsilon(views: Sequence[RunView], names: Sequence[str]) -> Chart | None:
@@ -99,11 +103,13 @@ def groups(views: Sequence[RunView], names: Sequence[str]) -> Section:
     if len(views) == 1:
         curves = _group_curves(views[0], shown)
         svg = plots.lines("groups", curves, x_label="round", y_label="", whole_x=True, percent=True)
-        charts.append(Chart(title="Held-out accuracy", svg=svg, legend=legend([(c.name, c.colour) for c in curves])))
+        charts.append(Chart(title="Held-out accuracy", svg=svg, legend=legend(curves)))
     else:
         for number, group in enumerate(shown):
-            pairs = [(place, name, *series.points(view, f"accuracy/{group}"))
-                     for place, (view, name) in enumerate(zip(views, names, strict=True))]  # fmt: skip
+            pairs = [
+                (place, name, *series.points(view, f"accuracy/{group}"))
+                for place, (view, name) in enumerate(zip(views, names, strict=True))
+            ]
             curves = [Curve(name=name, colour=place, xs=xs, ys=ys) for place, name, xs, ys in pairs if xs]
             svg = plots.lines(f"group-{number}", curves, x_label="round", y_label="", whole_x=True, percent=True)
             charts.append(Chart(title=numbers.name(group), svg=svg, legend=_run_legend(curves, views)))
@@ -140,7 +146,10 @@ def client_evaluation(views: Sequence[RunView], names: Sequence[str]) -> Section
         charts = [_spread_chart(spreads[0])]
     else:
         charts = [_spread_by_run(spreads, names, "mean"), _spread_by_run(spreads, names, "worst")]
-    strips = [_strip_chart(view, name, place, len(views) > 1) for place, (view, name) in enumerate(zip(views, names, strict=True))]
+    strips = [
+        _strip_chart(view, name, place, len(views) > 1)
+        for place, (view, name) in enumerate(zip(views, names, strict=True))
+    ]
     return Section(
         title=title,
         lead="The worst tenth is the mean accuracy of the tenth of the clients that fare worst.",
@@ -150,23 +159,39 @@ def client_evaluation(views: Sequence[RunView], names: Sequence[str]) -> Section
 
 def _spread_chart(found: series.Spread) -> Chart:
     curves = [
-        Curve(name="mean of the clients", colour=0, xs=found.rounds, ys=found.mean, band=(found.lower, found.upper) if found.lower else None),
+        Curve(
+            name="mean of the clients",
+            colour=0,
+            xs=found.rounds,
+            ys=found.mean,
+            band=(found.lower, found.upper) if found.lower else None,
+        ),
         Curve(name="worst tenth", colour=5, xs=found.rounds, ys=found.worst),
     ]
     svg = plots.lines("client-spread", curves, x_label="round", y_label="", whole_x=True, percent=True)
     note = "The band holds the middle half of the clients." if found.lower else ""
-    return Chart(title="Mean, worst tenth and spread", svg=svg, legend=legend([(c.name, c.colour) for c in curves]), note=note)
+    return Chart(title="Mean, worst tenth and spread", svg=svg, legend=legend(curves), note=note)
 
 
 def _spread_by_run(spreads: Sequence[series.Spread], names: Sequence[str], which: str) -> Chart:
     curves = [
-        Curve(name=name, colour=place, xs=found.rounds, ys=getattr(found, which),
-              band=(found.lower, found.upper) if which == "mean" and found.lower else None)
-        for place, (name, found) in enumerate(zip(names, spreads, strict=True)) if found.rounds
-    ]  # fmt: skip
+        Curve(
+            name=name,
+            colour=place,
+            xs=found.rounds,
+            ys=getattr(found, which),
+            band=(found.lower, found.upper) if which == "mean" and found.lower else None,
+        )
+        for place, (name, found) in enumerate(zip(names, spreads, strict=True))
+        if found.rounds
+    ]
     svg = plots.lines(f"client-{which}", curves, x_label="round", y_label="", whole_x=True, percent=True)
-    title, note = ("Mean of the clients", "Each band holds the middle half of the clients.") if which == "mean" else ("Worst tenth", "")
-    return Chart(title=title, svg=svg, legend=legend([(c.name, c.colour) for c in curves]), note=note)
+    title, note = (
+        ("Mean of the clients", "Each band holds the middle half of the clients.")
+        if which == "mean"
+        else ("Worst tenth", "")
+    )
+    return Chart(title=title, svg=svg, legend=legend(curves), note=note)
 
 
 def _strip_chart(view: RunView, name: str, place: int, several: bool) -> Chart | None:
@@ -182,5 +207,8 @@ def _strip_chart(view: RunView, name: str, place: int, several: bool) -> Chart |
     ordered = sorted(kinds.items(), key=lambda item: (series.median(item[1]) or 0.0, item[0]))[:MOST_DEVICES]
     dots = [sorted(found)[:: max(1, -(-len(found) // MOST_DOTS))] for _, found in ordered]
     svg = plots.strips(f"client-devices-{place}", [kind for kind, _ in ordered], dots, x_label="accuracy")
-    title = f"By device kind, round {last}" + (f": {numbers.name(name)}" if several else "")
-    return Chart(title=title, svg=svg, note="One dot a client; the upright bar is the median.")
+    return Chart(
+        title=titled(f"By device kind, round {last}", name, several),
+        svg=svg,
+        note="One dot a client; the upright bar is the median.",
+    )

@@ -46,18 +46,24 @@ def size(value: float | None) -> str:
 
 
 def duration(value: float | None) -> str:
-    """Seconds: ``4000`` is ``1 h 07 min``."""
+    """Seconds, rounded to the smaller of two units: ``4000`` is ``1 h 07 min``."""
     if value is None:
         return UNKNOWN
     if value < 60:
         return f"{_three(value)} s"
-    whole = round(value)
-    minutes, seconds = divmod(whole, 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days:,} d {hours:02d} h"
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+    if value < 3600:
+        minutes, seconds = divmod(round(value), 60)
+        return f"{minutes} min {seconds:02d} s"
+    if value < 86_400:
+        hours, minutes = divmod(round(value / 60), 60)
+        return f"{hours} h {minutes:02d} min"
+    days, hours = divmod(round(value / 3600), 24)
+    return f"{days:,} d {hours:02d} h"
+
+
+def rough(value: float) -> str:
+    """Seconds that are only an estimate: ``29.4`` is ``29 s``."""
+    return f"{max(0, round(value))} s" if value < 59.5 else duration(value)
 
 
 def energy(value: float | None) -> str:

@@ -1,18 +1,15 @@
-"""The part of the page about the runs as a whole: key figures, who holds what, rounds, config and versions."""
+"""The part of the page about the runs as a whole: key figures, rounds, config and versions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
-from fedpeft.report import numbers, plots, series
-from fedpeft.report.blocks import Chart, Fold, Section, Table, legend
-from fedpeft.report.costs import titled
-from fedpeft.report.plots import NUM_COLOURS, Part
+from fedpeft.report import numbers, series
+from fedpeft.report.blocks import Fold, Section, Table, titled
 from fedpeft.report.reader import RunView
+from fedpeft.report.rows import RoundRow
 
-MOST_CLIENTS = 40
 MOST_ROUNDS = 1000
-_OTHER = "other"
 
 
 def key_figures(view: RunView) -> list[tuple[str, str, str]]:
@@ -23,7 +20,10 @@ def key_figures(view: RunView) -> list[tuple[str, str, str]]:
     planned = view.config.get("rounds")
     xs, ys = series.points(view, "accuracy")
     best = max(range(len(ys)), key=ys.__getitem__) if ys else None
-    clock = _first(facts.number("virtual_clock_s"), next((r.virtual_clock_s for r in reversed(rows) if r.virtual_clock_s is not None), None))
+    clock = _first(
+        facts.number("virtual_clock_s"),
+        next((r.virtual_clock_s for r in reversed(rows) if r.virtual_clock_s is not None), None),
+    )
     wall = _first(facts.number("wall_s"), _total(row.wall_s for row in rows))
     cpu = _first(facts.number("train_cpu_s"), _total(row.train_cpu_s for row in rows))
     epsilon = _first(facts.number("epsilon"), next((r.epsilon for r in reversed(rows) if r.epsilon is not None), None))
@@ -31,14 +31,30 @@ def key_figures(view: RunView) -> list[tuple[str, str, str]]:
     change = f"{numbers.percent(accuracy[0])} before" if accuracy else ""
     found = [
         ("Accuracy", numbers.percent(accuracy[-1] if accuracy else None), change),
-        ("Best accuracy", numbers.percent(ys[best] if best is not None else None), f"round {xs[best]:.0f}" if best is not None else ""),
+        (
+            "Best accuracy",
+            numbers.percent(ys[best] if best is not None else None),
+            f"round {xs[best]:.0f}" if best is not None else "",
+        ),
         ("Rounds", numbers.count(done), f"of {planned:,} planned" if isinstance(planned, int) else ""),
         ("Simulated time", numbers.duration(clock), ""),
-        ("Bytes down", numbers.size(_first(facts.number("bytes_down"), _total(row.bytes_down for row in rows))), "server to clients"),
-        ("Bytes up", numbers.size(_first(facts.number("bytes_up"), _total(row.bytes_up for row in rows))), "clients to server"),
+        (
+            "Bytes down",
+            numbers.size(_first(facts.number("bytes_down"), _total(row.bytes_down for row in rows))),
+            "server to clients",
+        ),
+        (
+            "Bytes up",
+            numbers.size(_first(facts.number("bytes_up"), _total(row.bytes_up for row in rows))),
+            "clients to server",
+        ),
         ("Wall time", numbers.duration(wall), f"training: {numbers.duration(cpu)} CPU" if cpu else ""),
-        ("Overhead ratio", numbers.plain(ratio, 2), "wall x workers / CPU at work" if ratio is not None else ""),
-        ("Peak memory", numbers.size(None if memory is None else memory * 1e6), "resident, this machine" if memory is not None else ""),
+        ("Overhead ratio", numbers.plain(ratio, 2), "1.00 is no overhead" if ratio is not None else ""),
+        (
+            "Peak memory",
+            numbers.size(None if memory is None else memory * 1e6),
+            "resident, this machine" if memory is not None else "",
+        ),
     ]
     energy = _first(facts.number("energy_j"), _total(row.energy_j for row in rows))
     if energy:
@@ -68,47 +84,6 @@ def comparison(views: Sequence[RunView], names: Sequence[str]) -> Table:
     return Table(caption="Key figures", head=("", *(numbers.name(name) for name in names)), rows=tuple(rows))
 
 
-def data(views: Sequence[RunView], names: Sequence[str]) -> Section:
-    """Who holds what: examples by client, split by group and by label."""
-    title, charts, missing = "Who holds what", [], []
-    known = [(place, view.data, name) for place, (view, name) in enumerate(zip(views, names, strict=True)) if view.data]
-    if not known:
-        return Section(title=title, missing=("The runs say nothing of how the data is split.",))
-    several = any(found.clients != known[0][1].clients for _, found, _ in known)
-    same = not several and len(views) > 1
-    for place, found, name in known if several else known[:1]:
-        clients = found.clients[:MOST_CLIENTS]
-        for what, order in (("groups", found.groups), ("labels", found.labels)):
-            parts = _layers([getattr(client, what) for client in clients], order)
-            if parts:
-                svg = plots.columns(f"data-{what}-{place}", [str(c.client_id) for c in clients], parts, x_label="client", y_label="training examples", whole=True)
-                heading = titled(f"Examples by {what[:-1]}", name, several)
-                charts.append(Chart(title=heading, svg=svg, legend=legend([(part.name, part.colour) for part in parts])))
-        total = found.num_clients or len(found.clients)
-        if total > len(clients):
-            missing.append(f"{titled('The charts show', name, several)} the first {len(clients)} of {total:,} clients.")
-    first = known[0][1]
-    lead = f"{numbers.count(first.num_train)} training examples on {numbers.count(first.num_clients)} clients; {numbers.count(first.num_eval)} held out on the server."
-    lead = "" if several else lead + (" All runs share this split." if same and len(known) == len(views) else "")
-    return Section(title=title, lead=lead, charts=tuple(charts), missing=tuple(missing))
-
-
-def _layers(counts: Sequence[Mapping[str, float]], order: Sequence[str]) -> list[Part]:
-    """One layer a name, in ``order`` and then by size; beyond the palette the rest is one layer."""
-    totals: dict[str, float] = dict.fromkeys(order, 0.0)
-    for client in counts:
-        for name, number in client.items():
-            totals[name] = totals.get(name, 0.0) + number
-    names = [name for name, total in totals.items() if total > 0]
-    if len(names) > NUM_COLOURS:
-        names = sorted(names, key=lambda name: -totals[name])[: NUM_COLOURS - 1]
-    parts = [Part(name=name, colour=place, values=[client.get(name, 0.0) for client in counts]) for place, name in enumerate(names)]
-    if len(names) < sum(total > 0 for total in totals.values()):
-        rest = [sum(client.values()) - sum(client.get(name, 0.0) for name in names) for client in counts]
-        parts.append(Part(name=_OTHER, colour=NUM_COLOURS - 1, values=rest))
-    return parts
-
-
 def rounds(views: Sequence[RunView], names: Sequence[str]) -> Section:
     """Every round as a table, folded."""
     tables = []
@@ -116,17 +91,39 @@ def rounds(views: Sequence[RunView], names: Sequence[str]) -> Section:
         if view.rounds:
             rows = tuple(_round_row(row) for row in view.rounds[-MOST_ROUNDS:])
             note = f"The last {MOST_ROUNDS:,} of {len(view.rounds):,} rounds." if len(view.rounds) > MOST_ROUNDS else ""
-            head = ("round", "accuracy", "loss", "training loss", "cohort", "dropped", "down", "up", "simulated", "clock", "wall")
-            tables.append(Table(caption=titled("All rounds", name, len(views) > 1), head=head, rows=rows, folded=True, note=note))
+            head = (
+                "round",
+                "accuracy",
+                "loss",
+                "training loss",
+                "cohort",
+                "dropped",
+                "down",
+                "up",
+                "simulated",
+                "clock",
+                "wall",
+            )
+            tables.append(
+                Table(caption=titled("All rounds", name, len(views) > 1), head=head, rows=rows, folded=True, note=note)
+            )
     return Section(title="Rounds", tables=tuple(tables), missing=() if tables else ("No round is on record yet.",))
 
 
-def _round_row(row: series.RoundRow) -> tuple[str, ...]:
+def _round_row(row: RoundRow) -> tuple[str, ...]:
     return (
-        str(row.round), numbers.percent(row.eval.get("accuracy")), numbers.plain(row.eval.get("loss")), numbers.plain(row.train_loss),
-        numbers.count(row.cohort_size), numbers.count(sum(row.dropped.values())), numbers.size(row.bytes_down), numbers.size(row.bytes_up),
-        numbers.duration(row.virtual_s), numbers.duration(row.virtual_clock_s), numbers.duration(row.wall_s),
-    )  # fmt: skip
+        str(row.round),
+        numbers.percent(row.eval.get("accuracy")),
+        numbers.plain(row.eval.get("loss")),
+        numbers.plain(row.train_loss),
+        numbers.count(row.cohort_size),
+        numbers.count(sum(row.dropped.values())),
+        numbers.size(row.bytes_down),
+        numbers.size(row.bytes_up),
+        numbers.duration(row.virtual_s),
+        numbers.duration(row.virtual_clock_s),
+        numbers.duration(row.wall_s),
+    )
 
 
 def config(views: Sequence[RunView], names: Sequence[str]) -> Section:
@@ -139,10 +136,21 @@ def config(views: Sequence[RunView], names: Sequence[str]) -> Section:
         rows = tuple((key, *(numbers.name(one.get(key, "not set"), 60) for one in flat)) for key in differing)
         columns = frozenset(range(len(views) + 1))
         if rows:
-            tables.append(Table(caption="What differs", head=("setting", *(numbers.name(n) for n in names)), rows=rows, text_columns=columns))
+            tables.append(
+                Table(
+                    caption="What differs",
+                    head=("setting", *(numbers.name(n) for n in names)),
+                    rows=rows,
+                    text_columns=columns,
+                )
+            )
         else:
             missing.append("The runs have the same config.")
-    texts = [Fold(caption=titled("config.yaml", name, several), text=view.config_text) for view, name in zip(views, names, strict=True) if view.config_text]
+    texts = [
+        Fold(caption=titled("config.yaml", name, several), text=view.config_text)
+        for view, name in zip(views, names, strict=True)
+        if view.config_text
+    ]
     if not texts:
         missing.append("No config.yaml is there.")
     return Section(title="Config", tables=tuple(tables), folds=tuple(texts), missing=tuple(missing))
@@ -154,8 +162,13 @@ def versions(views: Sequence[RunView], names: Sequence[str]) -> Section:
     packages = sorted({package for one in found for package in one})
     if not packages:
         return Section(title="Versions", missing=("No versions are on record yet.",))
-    rows = tuple((numbers.name(package), *(numbers.name(one.get(package, numbers.UNKNOWN)) for one in found)) for package in packages)
+    rows = tuple(
+        (numbers.name(package), *(numbers.name(one.get(package, numbers.UNKNOWN)) for one in found))
+        for package in packages
+    )
     marked = frozenset(place for place, row in enumerate(rows) if len(set(row[1:])) > 1)
     head = ("package", *(numbers.name(name) if len(views) > 1 else "version" for name in names))
     columns = frozenset(range(len(views) + 1))
-    return Section(title="Versions", tables=(Table(caption="Packages", head=head, rows=rows, marked=marked, text_columns=columns),))
+    return Section(
+        title="Versions", tables=(Table(caption="Packages", head=head, rows=rows, marked=marked, text_columns=columns),)
+    )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedpeft.core.errors import ReportError
-from fedpeft.report import costs, learning, numbers, overview
+from fedpeft.report import costs, holdings, learning, numbers, overview, participants
 from fedpeft.report.blocks import Section
 from fedpeft.report.plots import colour_variable
 from fedpeft.report.reader import RunView, read_run
@@ -27,7 +27,7 @@ def write_report(run_dirs: Sequence[Path], output: Path | None = None) -> Path:
 
     Args:
         run_dirs: run directories; the order is kept in the page.
-        output: the file to write; None means ``report.html`` in the run's directory, or in the current one for several runs.
+        output: the file to write; None means ``report.html`` in the run's directory, or here for several runs.
 
     Raises:
         ReportError: a run directory cannot be read, the same one is given twice, or the page cannot be written.
@@ -51,7 +51,14 @@ def render(views: Sequence[RunView]) -> str:
     several = len(views) > 1
     parts = sections(views, names)
     loader = PackageLoader("fedpeft.report", "templates")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
     return environment.get_template("report.html.j2").render(
         title=numbers.name(names[0]) if not several else f"{len(views)} runs",
         runs=[
@@ -76,17 +83,31 @@ def render(views: Sequence[RunView]) -> str:
 def sections(views: Sequence[RunView], names: Sequence[str]) -> list[Section]:
     """Return the parts of the page in reading order."""
     makers = (
-        learning.learning, learning.groups, learning.client_evaluation, costs.time, costs.traffic, costs.participants,
-        overview.data, overview.rounds, overview.config, overview.versions,
-    )  # fmt: skip
+        learning.learning,
+        learning.groups,
+        learning.client_evaluation,
+        costs.time,
+        costs.traffic,
+        participants.participants,
+        holdings.data,
+        overview.rounds,
+        overview.config,
+        overview.versions,
+    )
     return [make(views, names) for make in makers]
 
 
 def labels(views: Sequence[RunView]) -> list[str]:
     """Return a name for each run; runs that share one get their directory's name, then a number, behind it."""
     names = [view.name for view in views]
-    names = [f"{name} ({view.path.resolve().name})" if names.count(name) > 1 else name for name, view in zip(names, views, strict=True)]
-    return [f"{name} #{names[: place + 1].count(name)}" if names.count(name) > 1 else name for place, name in enumerate(names)]
+    names = [
+        f"{name} ({view.path.resolve().name})" if names.count(name) > 1 else name
+        for name, view in zip(names, views, strict=True)
+    ]
+    return [
+        f"{name} #{names[: place + 1].count(name)}" if names.count(name) > 1 else name
+        for place, name in enumerate(names)
+    ]
 
 
 def _write_whole(target: Path, text: str) -> None:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NUM_COLOURS = 8
-WIDTH = 520
+WIDTH = 460
 _NAMED = {"ink": "#000101", "muted": "#000102", "grid": "#000103", "paper": "#000104"}
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _SHOWN_MARKERS = 40
-_FONT_SIZE = 12.5
+_FONT_SIZE = 12.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,16 +75,23 @@ def lines(
         whole_x: ticks only at whole numbers (rounds).
         percent: y is a share 0..1, ticks in percent.
     """
-    with _canvas(250) as (figure, axes):
+    with _canvas(225) as (figure, axes):
         for curve in curves:
             colour = _series(curve.colour)
             if curve.band is not None:
                 axes.fill_between(curve.xs, *curve.band, color=colour, alpha=0.16, linewidth=0)
             few = len(curve.xs) <= _SHOWN_MARKERS
             axes.plot(
-                curve.xs, curve.ys, color=colour, linewidth=2.0 if few else 1.5, linestyle=(0, (4, 2)) if curve.dashed else "-",
-                marker=_MARKERS[curve.colour % len(_MARKERS)] if few else None, markersize=5.5, markeredgewidth=0, zorder=3,
-            )  # fmt: skip
+                curve.xs,
+                curve.ys,
+                color=colour,
+                linewidth=2.0 if few else 1.5,
+                linestyle=(0, (4, 2)) if curve.dashed else "-",
+                marker=_MARKERS[curve.colour % len(_MARKERS)] if few else None,
+                markersize=5.5,
+                markeredgewidth=0,
+                zorder=3,
+            )
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.margins(x=0.03, y=0.1)
@@ -94,15 +101,26 @@ def lines(
         return _svg(figure, key)
 
 
-def columns(key: str, labels: Sequence[str], parts: Sequence[Part], *, x_label: str, y_label: str, whole: bool = False) -> str:
+def columns(
+    key: str, labels: Sequence[str], parts: Sequence[Part], *, x_label: str, y_label: str, whole: bool = False
+) -> str:
     """Draw stacked upright bars and return the SVG; crowded labels are thinned out, ``whole`` is for counts."""
-    with _canvas(250) as (figure, axes):
+    with _canvas(225) as (figure, axes):
         places = np.arange(len(labels))
         bottom = np.zeros(len(labels))
         edge = 0.8 if len(labels) <= 30 else 0.0
         for part in parts:
             heights = np.asarray(part.values, dtype=float)
-            axes.bar(places, heights, 0.78, bottom, color=_series(part.colour), edgecolor=_NAMED["paper"], linewidth=edge, zorder=2)
+            axes.bar(
+                places,
+                heights,
+                0.78,
+                bottom,
+                color=_series(part.colour),
+                edgecolor=_NAMED["paper"],
+                linewidth=edge,
+                zorder=2,
+            )
             bottom += heights
         step = max(1, -(-len(labels) // 12))
         axes.set_xticks(places[::step], [str(label) for label in labels[::step]])
@@ -116,12 +134,21 @@ def columns(key: str, labels: Sequence[str], parts: Sequence[Part], *, x_label: 
 
 def rows(key: str, labels: Sequence[str], parts: Sequence[Part], *, x_label: str) -> str:
     """Draw stacked lying bars, the first on top, and return the SVG."""
-    with _canvas(76 + 26 * max(len(labels), 2)) as (figure, axes):
+    with _canvas(70 + 24 * max(len(labels), 2)) as (figure, axes):
         places = np.arange(len(labels))
         left = np.zeros(len(labels))
         for part in parts:
             widths = np.asarray(part.values, dtype=float)
-            axes.barh(places, widths, 0.68, left, color=_series(part.colour), edgecolor=_NAMED["paper"], linewidth=0.8, zorder=2)
+            axes.barh(
+                places,
+                widths,
+                0.68,
+                left,
+                color=_series(part.colour),
+                edgecolor=_NAMED["paper"],
+                linewidth=0.8,
+                zorder=2,
+            )
             left += widths
         axes.set_yticks(places, list(labels))
         axes.set_ylim(max(len(labels), 2) - 0.5, -0.5)
@@ -134,10 +161,20 @@ def rows(key: str, labels: Sequence[str], parts: Sequence[Part], *, x_label: str
 
 def strips(key: str, labels: Sequence[str], values: Sequence[Sequence[float]], *, x_label: str) -> str:
     """Draw one dot a value and a bar at the median, one row a label; values are shares 0..1. Returns the SVG."""
-    with _canvas(76 + 26 * max(len(labels), 2)) as (figure, axes):
+    with _canvas(70 + 24 * max(len(labels), 2)) as (figure, axes):
         for place, found in enumerate(values):
-            axes.plot(found, [place] * len(found), "o", color=_series(0), alpha=0.5, markersize=6, markeredgewidth=0, zorder=3)
-            axes.plot([float(np.median(found))], [place], "|", color=_NAMED["ink"], markersize=15, markeredgewidth=1.8, zorder=4)
+            axes.plot(
+                found, [place] * len(found), "o", color=_series(0), alpha=0.5, markersize=6, markeredgewidth=0, zorder=3
+            )
+            axes.plot(
+                [float(np.median(found))],
+                [place],
+                "|",
+                color=_NAMED["ink"],
+                markersize=15,
+                markeredgewidth=1.8,
+                zorder=4,
+            )
         axes.set_yticks(range(len(labels)), list(labels))
         axes.set_ylim(max(len(labels), 2) - 0.5, -0.5)
         axes.set_xlabel(x_label)
@@ -164,14 +201,30 @@ def _canvas(height: int) -> Iterator[tuple[Figure, Axes]]:
 
     muted = _NAMED["muted"]
     settings: dict[str, Any] = {
-        "svg.fonttype": "none", "svg.hashsalt": "fedpeft", "text.parse_math": False, "font.size": _FONT_SIZE,
-        "font.family": ["DejaVu Sans"], "text.color": _NAMED["ink"], "axes.labelcolor": muted, "xtick.color": muted,
-        "ytick.color": muted, "axes.edgecolor": _NAMED["grid"], "grid.color": _NAMED["grid"], "grid.linewidth": 0.8,
-        "axes.axisbelow": True, "xtick.major.size": 0, "ytick.major.size": 0, "axes.spines.top": False,
-        "axes.spines.right": False, "axes.spines.left": False, "axes.labelsize": _FONT_SIZE, "axes.unicode_minus": False,
-        "figure.constrained_layout.h_pad": 0.04, "figure.constrained_layout.w_pad": 0.04,
-    }  # fmt: skip
-    with warnings.catch_warnings(), matplotlib.rc_context(settings):
+        "svg.fonttype": "none",
+        "svg.hashsalt": "fedpeft",
+        "text.parse_math": False,
+        "font.size": _FONT_SIZE,
+        "font.family": ["DejaVu Sans"],
+        "text.color": _NAMED["ink"],
+        "axes.labelcolor": muted,
+        "xtick.color": muted,
+        "ytick.color": muted,
+        "axes.edgecolor": _NAMED["grid"],
+        "grid.color": _NAMED["grid"],
+        "grid.linewidth": 0.8,
+        "axes.axisbelow": True,
+        "xtick.major.size": 0,
+        "ytick.major.size": 0,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.spines.left": False,
+        "axes.labelsize": _FONT_SIZE,
+        "axes.unicode_minus": False,
+        "figure.constrained_layout.h_pad": 0.04,
+        "figure.constrained_layout.w_pad": 0.04,
+    }
+    with warnings.catch_warnings(), matplotlib.rc_context(cast(Any, settings)):
         # A name may hold letters that the measuring font lacks; the reader's browser has them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
@@ -193,7 +246,9 @@ def _svg(figure: Figure, key: str) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>|<style\b.*?</style>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(
+        r"<metadata>.*?</metadata>|<style\b.*?</style>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL
+    )
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
     return re.sub(r"<[^>]+>", _tag_cleaner(key, used), text).strip()
 

@@ -65,8 +65,8 @@ def read_run(path: Path | str) -> RunView:
     """Read a run directory.
 
     A last line that was cut off in writing is left out and said in ``notes``; missing files are fine as long as one of
-    ``config.yaml``, ``rounds.jsonl`` and ``summary.json`` is there. Where a round or a client's round is on record twice
-    (a resumed run repeated it), the later line counts.
+    ``config.yaml``, ``rounds.jsonl`` and ``summary.json`` is there. Where a round, or a client's round, is on record
+    twice (a resumed run repeated it), the later line counts.
 
     Raises:
         ReportError: not a run directory, JSON or YAML that cannot be read, or a value of a wrong type.
@@ -75,7 +75,9 @@ def read_run(path: Path | str) -> RunView:
     if not folder.is_dir():
         raise ReportError(f"{folder} is not a directory (give the run directory that `fedpeft simulate` printed)")
     if not any((folder / mark).is_file() for mark in _MARKS):
-        raise ReportError(f"{folder} is not a run directory: it holds none of {', '.join(_MARKS)} (give the folder of one run)")
+        raise ReportError(
+            f"{folder} is not a run directory: it holds none of {', '.join(_MARKS)} (give the folder of one run)"
+        )
     notes: list[str] = []
     config, config_text = _read_config(folder / "config.yaml")
     data_file = folder / "data.json"
@@ -87,7 +89,9 @@ def read_run(path: Path | str) -> RunView:
         summary=_read_object(folder / "summary.json"),
         rounds=tuple(sorted(rounds, key=lambda row: row.round)),
         clients=_read_rows(folder / "clients.jsonl", ClientRow.read, lambda row: (row.round, row.client_id), notes),
-        evaluations=_read_rows(folder / "evaluations.jsonl", EvaluationRow.read, lambda row: (row.round, row.client_id), notes),
+        evaluations=_read_rows(
+            folder / "evaluations.jsonl", EvaluationRow.read, lambda row: (row.round, row.client_id), notes
+        ),
         data=DataView.read(Fields(str(data_file), _read_object(data_file))) if data_file.is_file() else None,
         notes=tuple(notes),
     )
@@ -120,7 +124,9 @@ def _read_object(path: Path) -> Mapping[str, Any]:
     return value
 
 
-def _read_rows(path: Path, read: Callable[[Fields], _Row], key: Callable[[_Row], Any], notes: list[str]) -> tuple[_Row, ...]:
+def _read_rows(
+    path: Path, read: Callable[[Fields], _Row], key: Callable[[_Row], Any], notes: list[str]
+) -> tuple[_Row, ...]:
     """Read a JSON-lines file; a repeated key keeps its first place and its last content."""
     if not path.is_file():
         return ()
@@ -145,7 +151,8 @@ def _read_lines(path: Path, notes: list[str]) -> Iterator[Fields]:
                     continue
                 if broken:
                     raise ReportError(
-                        f"{path} line {broken[0]}: cannot be read as JSON: {_one_line(broken[1])} (delete that line, or restore the file)"
+                        f"{path} line {broken[0]}: cannot be read as JSON: {_one_line(broken[1])} "
+                        "(delete that line, or restore the file)"
                     )
                 try:
                     value = json.loads(raw)
@@ -153,7 +160,9 @@ def _read_lines(path: Path, notes: list[str]) -> Iterator[Fields]:
                     broken = (number, error)
                     continue
                 if not isinstance(value, dict):
-                    raise ReportError(f"{path} line {number}: must hold a JSON object, got {type(value).__name__} (delete that line)")
+                    raise ReportError(
+                        f"{path} line {number}: must hold a JSON object, got {type(value).__name__} (delete that line)"
+                    )
                 yield Fields(f"{path} line {number}", value)
     except OSError as error:
         raise ReportError(f"{path}: cannot be read: {_one_line(error)} (check its permissions)") from error

@@ -72,6 +72,12 @@ class Fields:
         found = {intern(key): inner.number(key) for key in inner.values}
         return {key: value for key, value in found.items() if value is not None}
 
+    def counts(self, name: str) -> dict[str, int]:
+        """Return an object of whole numbers, without those that are null."""
+        inner = self.mapping(name)
+        found = {intern(key): inner.integer(key) for key in inner.values}
+        return {key: value for key, value in found.items() if value is not None}
+
     def names(self, name: str) -> tuple[str, ...]:
         """Return a list of strings."""
         value = self.values.get(name) or []
@@ -91,7 +97,7 @@ class RoundRow:
     round: int
     cohort_size: int | None
     num_replies: int | None
-    dropped: Mapping[str, float]
+    dropped: Mapping[str, int]
     wall_s: float | None
     train_cpu_s: float | None
     virtual_s: float | None
@@ -109,13 +115,24 @@ class RoundRow:
     @classmethod
     def read(cls, fields: Fields) -> RoundRow:
         """Read one line. Raises ReportError where a type is wrong."""
-        numbers = ("wall_s", "train_cpu_s", "virtual_s", "virtual_clock_s", "bytes_down", "bytes_up", "eval_bytes_down",
-                   "eval_bytes_up", "energy_j", "train_loss", "epsilon")  # fmt: skip
+        numbers = (
+            "wall_s",
+            "train_cpu_s",
+            "virtual_s",
+            "virtual_clock_s",
+            "bytes_down",
+            "bytes_up",
+            "eval_bytes_down",
+            "eval_bytes_up",
+            "energy_j",
+            "train_loss",
+            "epsilon",
+        )
         return cls(
             round=fields.key("round"),
             cohort_size=fields.integer("cohort_size"),
             num_replies=fields.integer("num_replies"),
-            dropped=fields.numbers("dropped"),
+            dropped=fields.counts("dropped"),
             eval=fields.numbers("eval"),
             kept=fields.text("kept"),
             **{name: fields.number(name) for name in numbers},
@@ -194,8 +211,8 @@ class ClientData:
     client_id: int
     device: str
     num_examples: int | None
-    labels: Mapping[str, float]
-    groups: Mapping[str, float]
+    labels: Mapping[str, int]
+    groups: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,8 +238,8 @@ class DataView:
                 client_id=row.key("client_id"),
                 device=row.text("device", "unknown"),
                 num_examples=row.integer("num_examples"),
-                labels=row.numbers("labels"),
-                groups=row.numbers("groups"),
+                labels=row.counts("labels"),
+                groups=row.counts("groups"),
             )
             for row in rows
         )

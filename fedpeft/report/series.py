@@ -39,7 +39,7 @@ def metric(row: RoundRow, name: str) -> float | None:
 
 
 def positions(view: RunView, axis: str) -> list[float | None]:
-    """Return where each round lies on ``axis``: ``round``, ``clock`` (virtual seconds) or ``bytes`` (training, both ways)."""
+    """Return where rounds lie on ``axis``: ``round``, ``clock`` (virtual seconds) or ``bytes`` (of training)."""
     if axis == "round":
         return [float(row.round) for row in view.rounds]
     if axis == "clock":
@@ -72,7 +72,9 @@ def has_length(values: Iterable[float | None]) -> bool:
 
 def group_names(views: Sequence[RunView], prefix: str = "accuracy/") -> list[str]:
     """Return the groups that have a metric of their own, in the order of the data where it is known."""
-    seen = {key.removeprefix(prefix) for view in views for row in view.rounds for key in row.eval if key.startswith(prefix)}
+    seen = {
+        key.removeprefix(prefix) for view in views for row in view.rounds for key in row.eval if key.startswith(prefix)
+    }
     known = [name for view in views if view.data for name in view.data.groups]
     return list(dict.fromkeys([name for name in known if name in seen] + sorted(seen)))
 
@@ -87,6 +89,12 @@ def binned(rows: Sequence[RoundRow], most: int = MOST_BARS) -> list[Bin]:
 def trained(view: RunView) -> list[RoundRow]:
     """Return the rounds that trained, i.e. all but round 0."""
     return [row for row in view.rounds if row.round > 0]
+
+
+def bin_note(bins: Sequence[Bin]) -> str:
+    """Return the sentence that says a bar stands for several rounds, where it does."""
+    width = len(bins[0].rounds) if bins else 1
+    return f"Each bar is the mean of {width} rounds, from the one named on." if width > 1 else ""
 
 
 def mean_of(bins: Sequence[Bin], value: Callable[[RoundRow], float | None]) -> list[float]:
@@ -105,11 +113,11 @@ def drop_reasons(views: Sequence[RunView]) -> list[str]:
     for view in views:
         for row in view.rounds:
             for name, number in row.dropped.items():
-                total[reason(name)] += round(number)
+                total[reason(name)] += number
     return [name for name, number in total.most_common() if number > 0]
 
 
-def dropped_for(row: RoundRow, wanted: str) -> float:
+def dropped_for(row: RoundRow, wanted: str) -> int:
     """Return how many clients a round dropped for the short reason ``wanted``."""
     return sum(number for name, number in row.dropped.items() if reason(name) == wanted)
 
@@ -148,7 +156,7 @@ def median(values: Iterable[float | None]) -> float | None:
 def spread(view: RunView) -> Spread:
     """Return mean, mean of the worst tenth (rounded up) and quartiles of the clients' accuracy, by evaluated round.
 
-    Where the run holds no line a client, the mean and worst tenth that the server put on record stand in, without quartiles.
+    Where the run holds no line a client, the server's own mean and worst tenth stand in, without quartiles.
     """
     values: dict[int, list[float]] = {}
     for row in view.evaluations:

@@ -73,16 +73,25 @@ def _clients(shape: Shape, rng: np.random.Generator) -> list[dict[str, Any]]:
     for number in range(shape.num_clients):
         total = int(rng.integers(120, 1400))
         share = rng.dirichlet([0.35] * len(GROUPS))
-        groups = {g: int(round(total * s)) for g, s in zip(GROUPS, share, strict=True) if round(total * s)}
+        groups = {g: round(total * s) for g, s in zip(GROUPS, share, strict=True) if round(total * s)}
         positive = sum(int(n * np.clip(POSITIVE[g] + rng.normal(0, 0.08), 0, 1)) for g, n in groups.items())
         num_examples = sum(groups.values())
         labels = {"negative": num_examples - positive, "positive": positive}
-        clients.append({"client_id": number, "device": names[number % len(names)], "num_examples": num_examples,
-                        "labels": labels, "groups": groups})
+        clients.append(
+            {
+                "client_id": number,
+                "device": names[number % len(names)],
+                "num_examples": num_examples,
+                "labels": labels,
+                "groups": groups,
+            }
+        )
     return clients
 
 
-def _exchange(shape: Shape, clients: list[dict[str, Any]], number: int, rng: np.random.Generator) -> list[dict[str, Any]]:
+def _exchange(
+    shape: Shape, clients: list[dict[str, Any]], number: int, rng: np.random.Generator
+) -> list[dict[str, Any]]:
     cohort = sorted(rng.choice(len(clients), size=min(shape.cohort_size, len(clients)), replace=False))
     return [_client_line(clients[int(i)], number, rng) for i in cohort]
 
@@ -92,20 +101,36 @@ def _client_line(client: dict[str, Any], number: int, rng: np.random.Generator) 
     adapter, head = rank * 36_864, 296_448
     size = adapter + head
     jitter = float(np.exp(rng.normal(0, 0.15)))
-    seconds = {"down": size * 8 / down_bps * jitter * 6, "compute": compute_s * jitter, "up": size * 8 / up_bps * jitter * 6}
+    seconds = {
+        "down": size * 8 / down_bps * jitter * 6,
+        "compute": compute_s * jitter,
+        "up": size * 8 / up_bps * jitter * 6,
+    }
     draw = rng.random()
     slow = compute_s > 300
     outcome = "lost" if draw < 0.03 else "late" if slow and draw < 0.25 else "rejected:finite" if draw > 0.975 else "ok"
     line: dict[str, Any] = {
-        "round": number, "client_id": client["client_id"], "device": client["device"], "num_examples": client["num_examples"],
-        "rank": rank, "bytes_down": size, "bytes_up": None if outcome == "lost" else size, "adapter_bytes": adapter,
-        "head_bytes": head, "train_cpu_s": None if outcome == "lost" else round(6.0 * jitter, 3),
-        "virtual_s": None if outcome == "lost" else seconds, "peak_memory_mb": round(310 + rank * 2.5 * jitter, 1),
-        "energy_j": None if outcome == "lost" else round(compute_s * 4.2 * jitter, 1), "outcome": outcome,
+        "round": number,
+        "client_id": client["client_id"],
+        "device": client["device"],
+        "num_examples": client["num_examples"],
+        "rank": rank,
+        "bytes_down": size,
+        "bytes_up": None if outcome == "lost" else size,
+        "adapter_bytes": adapter,
+        "head_bytes": head,
+        "train_cpu_s": None if outcome == "lost" else round(6.0 * jitter, 3),
+        "virtual_s": None if outcome == "lost" else seconds,
+        "peak_memory_mb": round(310 + rank * 2.5 * jitter, 1),
+        "energy_j": None if outcome == "lost" else round(compute_s * 4.2 * jitter, 1),
+        "outcome": outcome,
     }
     if outcome != "ok":
-        line["detail"] = {"late": "421.8 s, deadline 400.0 s", "lost": "device left during upload",
-                          "rejected:finite": "classifier.weight holds 3 values that are not finite"}[outcome]
+        line["detail"] = {
+            "late": "421.8 s, deadline 400.0 s",
+            "lost": "device left during upload",
+            "rejected:finite": "classifier.weight holds 3 values that are not finite",
+        }[outcome]
     return line
 
 
@@ -113,27 +138,63 @@ def _accuracy(shape: Shape, number: int) -> float:
     return 0.487 + shape.gain * (1 - math.exp(-0.75 * number))
 
 
-def _evaluate(shape: Shape, clients: list[dict[str, Any]], number: int, rng: np.random.Generator) -> list[dict[str, Any]]:
+def _evaluate(
+    shape: Shape, clients: list[dict[str, Any]], number: int, rng: np.random.Generator
+) -> list[dict[str, Any]]:
     if number % 2 == 0 and number != shape.num_rounds:
         return []
     rows = []
     for client in clients[:200]:
         accuracy = float(np.clip(_accuracy(shape, number) + rng.normal(0, 0.06), 0.1, 0.99))
         groups = {g: float(np.clip(accuracy + rng.normal(0, 0.03), 0, 1)) for g in client["groups"]}
-        rows.append({"round": number, "client_id": client["client_id"], "device": client["device"],
-                     "num_examples": client["num_examples"] // 5, "accuracy": accuracy, "loss": 1.1 - accuracy, "groups": groups})
+        rows.append(
+            {
+                "round": number,
+                "client_id": client["client_id"],
+                "device": client["device"],
+                "num_examples": client["num_examples"] // 5,
+                "accuracy": accuracy,
+                "loss": 1.1 - accuracy,
+                "groups": groups,
+            }
+        )
     return rows
 
 
 def _round_zero(shape: Shape) -> dict[str, Any]:
-    metrics = {"accuracy": _accuracy(shape, 0), "loss": 0.694} | {f"accuracy/{g}": 0.47 + 0.01 * i for i, g in enumerate(GROUPS)}
-    return {"round": 0, "cohort_size": 0, "num_replies": 0, "dropped": {}, "wall_s": 4.1, "train_cpu_s": 0.0, "virtual_s": 0.0,
-            "virtual_clock_s": 0.0, "bytes_down": 0, "bytes_up": 0, "energy_j": None, "train_loss": None, "eval": metrics,
-            "epsilon": None, "eval_cpu_s": 7.7, "eval_bytes_down": 0, "eval_bytes_up": 0, "eval_virtual_s": None, "kept": None}
+    metrics = {"accuracy": _accuracy(shape, 0), "loss": 0.694} | {
+        f"accuracy/{g}": 0.47 + 0.01 * i for i, g in enumerate(GROUPS)
+    }
+    return {
+        "round": 0,
+        "cohort_size": 0,
+        "num_replies": 0,
+        "dropped": {},
+        "wall_s": 4.1,
+        "train_cpu_s": 0.0,
+        "virtual_s": 0.0,
+        "virtual_clock_s": 0.0,
+        "bytes_down": 0,
+        "bytes_up": 0,
+        "energy_j": None,
+        "train_loss": None,
+        "eval": metrics,
+        "epsilon": None,
+        "eval_cpu_s": 7.7,
+        "eval_bytes_down": 0,
+        "eval_bytes_up": 0,
+        "eval_virtual_s": None,
+        "kept": None,
+    }
 
 
 def _round(
-    shape: Shape, number: int, here: list[dict[str, Any]], evals: list[dict[str, Any]], clock: float, rng: np.random.Generator
+    shape: Shape,
+    number: int,
+    here: list[dict[str, Any]],
+    evals: list[dict[str, Any]],
+    clock: float,
+    rng: np.random.Generator,
 ) -> dict[str, Any]:
     dropped: dict[str, int] = {}
     for line in here:
@@ -141,40 +202,77 @@ def _round(
             dropped[line["outcome"]] = dropped.get(line["outcome"], 0) + 1
     accuracy = _accuracy(shape, number)
     metrics: dict[str, float] = {"accuracy": accuracy, "loss": 1.12 - accuracy}
-    metrics |= {f"accuracy/{g}": accuracy + o + float(rng.normal(0, 0.008))
-                for g, o in zip(GROUPS, (0.02, 0.0, -0.06, 0.05), strict=True)}
+    metrics |= {
+        f"accuracy/{g}": accuracy + o + float(rng.normal(0, 0.008))
+        for g, o in zip(GROUPS, (0.02, 0.0, -0.06, 0.05), strict=True)
+    }
     if evals:
         values = sorted(row["accuracy"] for row in evals)
         worst = values[: max(1, len(values) // 10)]
-        metrics |= {"client_accuracy_mean": float(np.mean(values)), "client_accuracy_worst_decile": float(np.mean(worst)),
-                    "client_loss_mean": 1.1 - float(np.mean(values))}
+        metrics |= {
+            "client_accuracy_mean": float(np.mean(values)),
+            "client_accuracy_worst_decile": float(np.mean(worst)),
+            "client_loss_mean": 1.1 - float(np.mean(values)),
+        }
     return {
-        "round": number, "cohort_size": len(here), "num_replies": len(here) - sum(dropped.values()), "dropped": dropped,
-        "wall_s": 41.0 + float(rng.normal(0, 2)), "train_cpu_s": sum(c["train_cpu_s"] or 0 for c in here), "virtual_s": clock / number,
-        "virtual_clock_s": clock, "bytes_down": sum(c["bytes_down"] for c in here),
-        "bytes_up": sum(c["bytes_up"] or 0 for c in here), "energy_j": sum(c["energy_j"] or 0 for c in here),
-        "train_loss": 1.08 - accuracy, "eval": metrics, "epsilon": 1.9 * math.sqrt(number) if shape.epsilon else None,
-        "eval_cpu_s": 7.5, "eval_bytes_down": 700_000 * len(evals), "eval_bytes_up": 400 * len(evals), "eval_virtual_s": None,
+        "round": number,
+        "cohort_size": len(here),
+        "num_replies": len(here) - sum(dropped.values()),
+        "dropped": dropped,
+        "wall_s": 41.0 + float(rng.normal(0, 2)),
+        "train_cpu_s": sum(c["train_cpu_s"] or 0 for c in here),
+        "virtual_s": clock / number,
+        "virtual_clock_s": clock,
+        "bytes_down": sum(c["bytes_down"] for c in here),
+        "bytes_up": sum(c["bytes_up"] or 0 for c in here),
+        "energy_j": sum(c["energy_j"] or 0 for c in here),
+        "train_loss": 1.08 - accuracy,
+        "eval": metrics,
+        "epsilon": 1.9 * math.sqrt(number) if shape.epsilon else None,
+        "eval_cpu_s": 7.5,
+        "eval_bytes_down": 700_000 * len(evals),
+        "eval_bytes_up": 400 * len(evals),
+        "eval_virtual_s": None,
         "kept": None,
     }
 
 
 def _data(clients: list[dict[str, Any]]) -> dict[str, Any]:
     total = sum(c["num_examples"] for c in clients)
-    return {"num_clients": len(clients), "num_train": total, "num_eval": total // 6, "labels": list(LABELS),
-            "groups": list(GROUPS), "clients": clients[:200]}
+    return {
+        "num_clients": len(clients),
+        "num_train": total,
+        "num_eval": total // 6,
+        "labels": list(LABELS),
+        "groups": list(GROUPS),
+        "clients": clients[:200],
+    }
 
 
 def _summary(shape: Shape, rounds: list[dict[str, Any]], clock: float) -> dict[str, Any]:
     last = rounds[-1]["eval"]
     best = max(rounds, key=lambda r: r["eval"]["accuracy"])
     return {
-        "status": shape.status, "name": shape.name, "rounds": len(rounds) - 1, "initial": rounds[0]["eval"], "final": last,
-        "best": {"round": best["round"], "accuracy": best["eval"]["accuracy"]}, "wall_s": sum(r["wall_s"] for r in rounds) + 9.0,
-        "startup_s": 9.0, "train_cpu_s": sum(r["train_cpu_s"] for r in rounds), "eval_cpu_s": 46.0, "workers": 2,
-        "overhead_ratio": 1.04, "bytes_up": sum(r["bytes_up"] for r in rounds), "bytes_down": sum(r["bytes_down"] for r in rounds),
-        "virtual_clock_s": clock, "energy_j": sum(r["energy_j"] or 0 for r in rounds), "peak_rss_mb": 1287.0,
-        "epsilon": rounds[-1]["epsilon"], "delta": 1e-5 if shape.epsilon else None, "seed": shape.seed,
+        "status": shape.status,
+        "name": shape.name,
+        "rounds": len(rounds) - 1,
+        "initial": rounds[0]["eval"],
+        "final": last,
+        "best": {"round": best["round"], "accuracy": best["eval"]["accuracy"]},
+        "wall_s": sum(r["wall_s"] for r in rounds) + 9.0,
+        "startup_s": 9.0,
+        "train_cpu_s": sum(r["train_cpu_s"] for r in rounds),
+        "eval_cpu_s": 46.0,
+        "workers": 2,
+        "overhead_ratio": 1.04,
+        "bytes_up": sum(r["bytes_up"] for r in rounds),
+        "bytes_down": sum(r["bytes_down"] for r in rounds),
+        "virtual_clock_s": clock,
+        "energy_j": sum(r["energy_j"] or 0 for r in rounds),
+        "peak_rss_mb": 1287.0,
+        "epsilon": rounds[-1]["epsilon"],
+        "delta": 1e-5 if shape.epsilon else None,
+        "seed": shape.seed,
         "versions": {"fedpeft": "0.1.0", "flwr": "1.41.0", "torch": "2.13.0", "peft": "0.21.2", "python": "3.11.7"},
     }
 
@@ -218,6 +316,15 @@ if __name__ == "__main__":
     parser.add_argument("--epsilon", action="store_true")
     parser.add_argument("--cohort", type=int, default=12)
     arguments = parser.parse_args()
-    write_run(arguments.folder, Shape(seed=arguments.seed, num_rounds=arguments.rounds, num_clients=arguments.clients,
-                                      name=arguments.name, epsilon=arguments.epsilon, cohort_size=arguments.cohort,
-                                      gain=0.34 - 0.02 * arguments.seed))
+    write_run(
+        arguments.folder,
+        Shape(
+            seed=arguments.seed,
+            num_rounds=arguments.rounds,
+            num_clients=arguments.clients,
+            name=arguments.name,
+            epsilon=arguments.epsilon,
+            cohort_size=arguments.cohort,
+            gain=0.34 - 0.02 * arguments.seed,
+        ),
+    )
