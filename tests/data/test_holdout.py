@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedpeft.core.errors import ConfigError, DataError
-from fedpeft.data.holdout import client_split, hold_out, largest_remainders
+from fedpeft.data.holdout import client_split, hold_out, largest_remainders, num_test_rows
 from fedpeft.data.table import Table
 
 
@@ -74,6 +74,14 @@ def test_training_is_never_empty() -> None:
     assert [len(part) for part in client_split(ROWS[:1], 0.99, 0, 0)] == [1, 0]
     assert [len(part) for part in client_split(ROWS[:2], 0.99, 0, 0)] == [1, 1]
     assert [len(part) for part in client_split(ROWS, 0.0, 0, 0)] == [10, 0]
+
+
+def test_sizes_of_test_parts_are_known_without_splitting() -> None:
+    """floor(0.3 x (1, 3, 4, 10)) = 0, 0, 1, 3."""
+    assert [num_test_rows(n, 0.3) for n in (1, 3, 4, 10)] == [0, 0, 1, 3]
+    for n in range(1, 11):
+        for fraction in (0.0, 0.1, 0.3, 0.5, 0.7, 0.99):
+            assert len(client_split(ROWS[:n], fraction, 0, 0)[1]) == num_test_rows(n, fraction) < n
 
 
 def test_clients_draw_independently_and_repeatably() -> None:
