@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+
+# Tests are imported by path and not as a package; the generator beside them is found this way.
+sys.path.insert(0, str(Path(__file__).parent))
+
 from synthetic_run import Shape, write_run
 
 from fedpeft.report.page import render

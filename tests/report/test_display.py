@@ -182,12 +182,17 @@ def test_standard_streams_are_left_alone(capsys: pytest.CaptureFixture[str]) -> 
     display.__exit__(None, None, None)
 
 
-def test_ctrl_c_gives_the_cursor_back_and_says_where_it_stopped() -> None:
-    display, out = terminal()
-    with pytest.raises(KeyboardInterrupt), display:
+def interrupted(display: LiveDisplay) -> None:
+    with display:
         display(START)
         display(RoundFinished(server_round=1, record={}))
         raise KeyboardInterrupt
+
+
+def test_ctrl_c_gives_the_cursor_back_and_says_where_it_stopped() -> None:
+    display, out = terminal()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(display)
     assert out.getvalue().rindex("\x1b[?25h") > out.getvalue().rindex("\x1b[?25l")
     assert out.getvalue().rstrip().endswith("interrupted after round 1 of 4")
 
