@@ -66,7 +66,7 @@ def round_line(state: Progress) -> str:
             f"{numbers.size(number(record, 'bytes_down'))} down, {numbers.size(number(record, 'bytes_up'))} up"
         )
         parts.append(f"simulated {numbers.duration(number(record, 'virtual_s'))}")
-    parts.append(f"wall {numbers.duration(number(record, 'wall_s'))}")
+        parts.append(f"wall {numbers.duration(number(record, 'wall_s'))}")
     left = state.remaining_s()
     if left is not None and state.server_round:
         parts.append(f"about {numbers.rough(left)} left")

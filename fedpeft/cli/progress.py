@@ -43,8 +43,8 @@ class Progress:
         done: finished parts of this phase, of ``total``.
         before: accuracy of the model before training; None until known.
         dropped: clients dropped so far by outcome, this round's included.
-        bytes_down: training bytes from server to clients so far.
-        bytes_up: training bytes from clients to server so far.
+        bytes_down: bytes from server to clients so far, in training and in evaluation.
+        bytes_up: bytes from clients to server so far.
         last: records of the last rounds, oldest first.
         summary: the summary, once the run is over.
     """
@@ -119,11 +119,9 @@ class Progress:
 
     def _reply(self, event: ClientReplied) -> None:
         self.done = min(self.done + 1, max(self.total, 1))
-        if event.kind != "train":
-            return
         self.bytes_down += event.bytes_down or 0
         self.bytes_up += event.bytes_up or 0
-        if event.outcome != "ok":
+        if event.kind == "train" and event.outcome != "ok":
             self._drop(event.outcome)
 
     def _drop(self, outcome: str) -> None:
@@ -154,6 +152,8 @@ class Progress:
                 if count:
                     self.dropped[str(outcome)] = self.dropped.get(str(outcome), 0) + int(count)
         down, up = number(record, "bytes_down"), number(record, "bytes_up")
-        self.bytes_down = self.bytes_down if down is None else self._down_before + int(down)
-        self.bytes_up = self.bytes_up if up is None else self._up_before + int(up)
+        if down is not None:
+            self.bytes_down = self._down_before + int(down + (number(record, "eval_bytes_down") or 0))
+        if up is not None:
+            self.bytes_up = self._up_before + int(up + (number(record, "eval_bytes_up") or 0))
         self._dropped_before, self._down_before, self._up_before = dict(self.dropped), self.bytes_down, self.bytes_up

@@ -57,7 +57,9 @@ def _round_lengths(view: RunView, place: int) -> Chart | None:
     heights = series.mean_of(bins, lambda row: row.virtual_s)
     unit, unit_name = numbers.seconds_unit(max(heights))
     part = Part(name="round", colour=0, values=[height / unit for height in heights])
-    svg = plots.columns(f"rounds-{place}", [one.label for one in bins], [part], x_label="round", y_label=unit_name)
+    svg = plots.columns(
+        f"rounds-{place}", [one.label for one in bins], [part], x_label="round", y_label=f"simulated {unit_name}"
+    )
     return Chart(title="Simulated length of each round", svg=svg, note=series.bin_note(bins))
 
 
@@ -82,7 +84,14 @@ def _device_table(kinds: dict[str, list[ClientRow]], caption: str, folded: bool)
     note = "Medians per round." + (
         f" The {MOST_DEVICES} slowest of {len(kinds)} kinds." if len(kinds) > MOST_DEVICES else ""
     )
-    return Table(caption=caption, head=head, rows=tuple(rows), folded=folded, note=note)
+    known = [column for column in range(len(head)) if any(row[column] != numbers.UNKNOWN for row in rows)]
+    return Table(
+        caption=caption,
+        head=tuple(head[column] for column in known),
+        rows=tuple(tuple(row[column] for column in known) for row in rows),
+        folded=folded,
+        note=note,
+    )
 
 
 def traffic(views: Sequence[RunView], names: Sequence[str]) -> Section:
@@ -140,14 +149,18 @@ def _bytes_by_device(view: RunView, place: int) -> Chart | None:
         for index, name in enumerate(("down", "up"))
     ]
     svg = plots.rows(
-        f"bytes-device-{place}", [numbers.name(kind, 24) for kind, _ in shown], parts, x_label=f"whole run, {unit_name}"
+        f"bytes-device-{place}",
+        [numbers.name(kind, 24) for kind, _ in shown],
+        parts,
+        x_label=f"training, whole run, {unit_name}",
     )
     return Chart(title="By device kind", svg=svg, legend=legend(parts))
 
 
 def _update_size(view: RunView, place: int) -> Chart | None:
     sizes = []
-    for kind, rows in series.by_device(view).items():
+    for kind, asked in series.by_device(view).items():
+        rows = [row for row in asked if row.outcome not in series.SILENT]
         adapter, head = series.median(row.adapter_bytes for row in rows), series.median(row.head_bytes for row in rows)
         if adapter or head:
             sizes.append((numbers.name(kind, 24), adapter or 0.0, head or 0.0))

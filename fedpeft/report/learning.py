@@ -142,7 +142,11 @@ def client_evaluation(views: Sequence[RunView], names: Sequence[str]) -> Section
     title = "Accuracy on the clients' own data"
     if not any(found.rounds for found in spreads):
         return Section(title=title, missing=("No round was evaluated on the clients.",))
-    if len(views) == 1:
+    tables: tuple[Table, ...] = ()
+    charts: list[Chart] = []
+    if max(len(found.rounds) for found in spreads) == 1:
+        tables = (_spread_table(spreads, names),)
+    elif len(views) == 1:
         charts = [_spread_chart(spreads[0])]
     else:
         charts = [_spread_by_run(spreads, names, "mean"), _spread_by_run(spreads, names, "worst")]
@@ -154,7 +158,22 @@ def client_evaluation(views: Sequence[RunView], names: Sequence[str]) -> Section
         title=title,
         lead="The worst tenth is the mean accuracy of the tenth of the clients that fare worst.",
         charts=(*charts, *(chart for chart in strips if chart)),
+        tables=tables,
     )
+
+
+def _spread_table(spreads: Sequence[series.Spread], names: Sequence[str]) -> Table:
+    """One column a run, for runs that were evaluated on the clients once: a curve of one point says little."""
+    rows = [("after round", *(str(found.rounds[0]) if found.rounds else numbers.UNKNOWN for found in spreads))]
+    for label, values in (
+        ("mean of the clients", [found.mean for found in spreads]),
+        ("worst tenth", [found.worst for found in spreads]),
+        ("a quarter is below", [found.lower for found in spreads]),
+        ("a quarter is above", [found.upper for found in spreads]),
+    ):
+        rows.append((label, *(numbers.percent(found[0] if found else None) for found in values)))
+    head = ("", *(numbers.name(name) for name in names)) if len(names) > 1 else ("", "accuracy")
+    return Table(caption="Mean, worst tenth and spread", head=head, rows=tuple(rows))
 
 
 def _spread_chart(found: series.Spread) -> Chart:

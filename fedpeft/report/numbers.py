@@ -49,6 +49,8 @@ def duration(value: float | None) -> str:
     """Seconds, rounded to the smaller of two units: ``4000`` is ``1 h 07 min``."""
     if value is None:
         return UNKNOWN
+    if 0 < value < 1:
+        return f"{_three(1000 * value)} ms"
     if value < 60:
         return f"{_three(value)} s"
     if value < 3600:

@@ -40,12 +40,12 @@ def key_figures(view: RunView) -> list[tuple[str, str, str]]:
         ("Simulated time", numbers.duration(clock), ""),
         (
             "Bytes down",
-            numbers.size(_first(facts.number("bytes_down"), _total(row.bytes_down for row in rows))),
+            numbers.size(_first(facts.number("bytes_down"), series.total_bytes(view, "down"))),
             "server to clients",
         ),
         (
             "Bytes up",
-            numbers.size(_first(facts.number("bytes_up"), _total(row.bytes_up for row in rows))),
+            numbers.size(_first(facts.number("bytes_up"), series.total_bytes(view, "up"))),
             "clients to server",
         ),
         ("Wall time", numbers.duration(wall), f"training: {numbers.duration(cpu)} CPU" if cpu else ""),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -111,10 +110,9 @@ def labels(views: Sequence[RunView]) -> list[str]:
 
 
 def _write_whole(target: Path, text: str) -> None:
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    from fedpeft.server.files import write_atomic
+
     try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(target)
+        write_atomic(target, text.encode())
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise ReportError(f"cannot write {target}: {error.strerror or error} (choose another place with -o)") from error

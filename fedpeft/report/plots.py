@@ -95,6 +95,8 @@ def lines(
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.margins(x=0.03, y=0.1)
+        if whole_x and len({x for curve in curves for x in curve.xs}) == 1:
+            axes.set_xlim(curves[0].xs[0] - 1, curves[0].xs[0] + 1)
         axes.grid(axis="y")
         _ticks(axes.xaxis, 7, whole=whole_x)
         _ticks(axes.yaxis, 6, percent=percent)

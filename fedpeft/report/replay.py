@@ -42,6 +42,9 @@ def replay(view: RunView) -> Iterator[Event]:
         num_clients=members or len({line.client_id for line in view.clients}),
         cohort_size=max(cohorts, default=0),
     )
+    initial = view.figures.numbers("initial")
+    if initial and not any(row.round == 0 for row in view.rounds):
+        yield RoundFinished(server_round=0, record={"round": 0, "eval": initial})
     for row in view.rounds:
         yield from _round(row, clients.get(row.round, []))
     if view.summary:

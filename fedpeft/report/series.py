@@ -12,6 +12,7 @@ from fedpeft.report.reader import RunView
 from fedpeft.report.rows import ClientRow, RoundRow
 
 MOST_BARS = 48
+SILENT = frozenset({"lost", "error", "timeout"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +103,13 @@ def mean_of(bins: Sequence[Bin], value: Callable[[RoundRow], float | None]) -> l
     return [sum(value(row) or 0.0 for row in one.rounds) / len(one.rounds) for one in bins]
 
 
+def total_bytes(view: RunView, direction: str) -> float | None:
+    """Return the bytes of all rounds ``down`` or ``up``, training and evaluation on clients; None where none is known."""
+    names = (f"bytes_{direction}", f"eval_bytes_{direction}")
+    known = [value for row in view.rounds for name in names if (value := getattr(row, name)) is not None]
+    return sum(known) if known else None
+
+
 def reason(outcome: str) -> str:
     """Return the short reason of an outcome: every ``rejected:...`` is ``rejected``."""
     return outcome.split(":", 1)[0]
@@ -138,8 +146,8 @@ def by_device(view: RunView) -> dict[str, list[ClientRow]]:
 
 
 def seconds(rows: Sequence[ClientRow]) -> tuple[float, float, float]:
-    """Return the median seconds of download, compute and upload over the rows where all three are known."""
-    found = [(row.down_s, row.compute_s, row.up_s) for row in rows]
+    """Return the median seconds of download, compute and upload over the replies that came, late ones included."""
+    found = [(row.down_s, row.compute_s, row.up_s) for row in rows if row.outcome not in SILENT]
     known = [times for times in found if None not in times]
     if not known:
         return 0.0, 0.0, 0.0

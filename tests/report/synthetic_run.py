@@ -48,11 +48,11 @@ def write_run(folder: Path, shape: Shape | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(shape.seed)
     clients = _clients(shape, rng)
-    rounds, lines, evaluations = [_round_zero(shape)], [], []
+    rounds, lines, evaluations = [], [], []
     clock = 0.0
     for number in range(1, shape.num_rounds + 1):
         here = _exchange(shape, clients, number, rng)
-        ok_seconds = [sum(c["virtual_s"].values()) for c in here if c["outcome"] == "ok" and c["virtual_s"]]
+        ok_seconds = [sum(c["virtual_s"].values()) for c in here if c["outcome"] == "ok"]
         clock += max(ok_seconds, default=0.0)
         evals = _evaluate(shape, clients, number, rng)
         rounds.append(_round(shape, number, here, evals, clock, rng))
@@ -109,6 +109,7 @@ def _client_line(client: dict[str, Any], number: int, rng: np.random.Generator) 
     draw = rng.random()
     slow = compute_s > 300
     outcome = "lost" if draw < 0.03 else "late" if slow and draw < 0.25 else "rejected:finite" if draw > 0.975 else "ok"
+    came = outcome != "lost"
     line: dict[str, Any] = {
         "round": number,
         "client_id": client["client_id"],
@@ -116,13 +117,13 @@ def _client_line(client: dict[str, Any], number: int, rng: np.random.Generator) 
         "num_examples": client["num_examples"],
         "rank": rank,
         "bytes_down": size,
-        "bytes_up": None if outcome == "lost" else size,
-        "adapter_bytes": adapter,
-        "head_bytes": head,
-        "train_cpu_s": None if outcome == "lost" else round(6.0 * jitter, 3),
-        "virtual_s": None if outcome == "lost" else seconds,
+        "bytes_up": size if came else 0,
+        "adapter_bytes": adapter if came else 0,
+        "head_bytes": head if came else 0,
+        "train_cpu_s": round(6.0 * jitter, 3) if came else 0.0,
+        "virtual_s": seconds if came else dict.fromkeys(seconds, 0.0),
         "peak_memory_mb": round(310 + rank * 2.5 * jitter, 1),
-        "energy_j": None if outcome == "lost" else round(compute_s * 4.2 * jitter, 1),
+        "energy_j": round(compute_s * 4.2 * jitter, 1) if came else None,
         "outcome": outcome,
     }
     if outcome != "ok":
@@ -161,31 +162,9 @@ def _evaluate(
     return rows
 
 
-def _round_zero(shape: Shape) -> dict[str, Any]:
-    metrics = {"accuracy": _accuracy(shape, 0), "loss": 0.694} | {
-        f"accuracy/{g}": 0.47 + 0.01 * i for i, g in enumerate(GROUPS)
-    }
-    return {
-        "round": 0,
-        "cohort_size": 0,
-        "num_replies": 0,
-        "dropped": {},
-        "wall_s": 4.1,
-        "train_cpu_s": 0.0,
-        "virtual_s": 0.0,
-        "virtual_clock_s": 0.0,
-        "bytes_down": 0,
-        "bytes_up": 0,
-        "energy_j": None,
-        "train_loss": None,
-        "eval": metrics,
-        "epsilon": None,
-        "eval_cpu_s": 7.7,
-        "eval_bytes_down": 0,
-        "eval_bytes_up": 0,
-        "eval_virtual_s": None,
-        "kept": None,
-    }
+def _initial(shape: Shape) -> dict[str, float]:
+    groups = {f"accuracy/{g}": 0.47 + 0.01 * i for i, g in enumerate(GROUPS)}
+    return {"accuracy": _accuracy(shape, 0), "loss": 0.694} | groups
 
 
 def _round(
@@ -255,18 +234,18 @@ def _summary(shape: Shape, rounds: list[dict[str, Any]], clock: float) -> dict[s
     return {
         "status": shape.status,
         "name": shape.name,
-        "rounds": len(rounds) - 1,
-        "initial": rounds[0]["eval"],
+        "rounds": len(rounds),
+        "initial": _initial(shape),
         "final": last,
-        "best": {"round": best["round"], "accuracy": best["eval"]["accuracy"]},
+        "best": best["eval"],
         "wall_s": sum(r["wall_s"] for r in rounds) + 9.0,
         "startup_s": 9.0,
         "train_cpu_s": sum(r["train_cpu_s"] for r in rounds),
         "eval_cpu_s": 46.0,
         "workers": 2,
         "overhead_ratio": 1.04,
-        "bytes_up": sum(r["bytes_up"] for r in rounds),
-        "bytes_down": sum(r["bytes_down"] for r in rounds),
+        "bytes_up": sum(r["bytes_up"] + r["eval_bytes_up"] for r in rounds),
+        "bytes_down": sum(r["bytes_down"] + r["eval_bytes_down"] for r in rounds),
         "virtual_clock_s": clock,
         "energy_j": sum(r["energy_j"] or 0 for r in rounds),
         "peak_rss_mb": 1287.0,

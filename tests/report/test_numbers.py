@@ -26,7 +26,7 @@ def test_bytes_are_decimal_with_three_digits(value: float | None, text: str) -> 
     [
         (None, "-"),
         (0.0, "0 s"),
-        (0.5, "0.500 s"),
+        (0.0563, "56.3 ms"),
         (41.04, "41.0 s"),
         (60, "1 min 00 s"),
         (4000, "1 h 07 min"),

@@ -141,7 +141,7 @@ def test_the_report_lands_beside_one_run_and_here_for_several(
     assert write_report([run_dir, shared_run]) == Path("report.html")
     assert (tmp_path / "report.html").read_text().endswith("</html>\n")
     assert write_report([run_dir], tmp_path / "x.html").is_file()
-    assert not list(tmp_path.glob(".*.part"))
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 def test_a_page_that_cannot_be_written_leaves_nothing(run_dir: Path, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_page_that_cannot_be_written_leaves_nothing(run_dir: Path, tmp_path: P
     (tmp_path / "taken").mkdir()
     with pytest.raises(ReportError, match="cannot write"):
         write_report([run_dir], tmp_path / "taken")
-    assert not list(tmp_path.glob(".*.part"))
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 def test_a_run_given_twice_is_refused(run_dir: Path) -> None:
@@ -167,3 +167,23 @@ def test_a_long_run_stays_a_small_page(tmp_path: Path) -> None:
     assert len(text) < 1_000_000
     assert "Each bar is the mean of 7 rounds" in text
     assert "the first 40 of 400 clients" in text
+
+
+def test_one_evaluation_on_the_clients_is_a_table(run_dir: Path) -> None:
+    """A single evaluated round: its mean stands in the table, and no curve of one point is drawn."""
+    path = run_dir / "evaluations.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    last = [row for row in rows if row["round"] == 5]
+    path.write_text("".join(json.dumps(row) + "\n" for row in last))
+    text = render([read_run(run_dir)])
+    mean = sum(row["accuracy"] for row in last) / len(last)
+    assert f"mean of the clients{100 * mean:.1f} %" in Page(text).text
+    assert "client-spread" not in text
+
+
+def test_columns_that_nobody_filled_are_left_out(run_dir: Path) -> None:
+    path = run_dir / "clients.jsonl"
+    rows = [json.loads(line) | {"energy_j": None} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = Page(render([read_run(run_dir)])).text
+    assert "uploadpeak memory\n" in text

@@ -13,7 +13,7 @@ def test_a_finished_run_is_read_whole(run_dir: Path) -> None:
     view = read_run(run_dir)
     assert view.name == "demo-sentiment"
     assert view.status == "finished"
-    assert [row.round for row in view.rounds] == [0, 1, 2, 3, 4, 5]
+    assert [row.round for row in view.rounds] == [1, 2, 3, 4, 5]
     assert len(view.clients) == 5 * 12
     assert view.data is not None
     assert view.data.groups == ("movies", "products", "editorials", "tweets")

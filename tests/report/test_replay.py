@@ -18,4 +18,5 @@ def test_a_run_comes_back_as_its_events(shared_run: Path) -> None:
     assert len(replies) == len(view.clients)
     rejected = [e for e in events if isinstance(e, ClientRejected)]
     assert len(rejected) == sum(line.outcome.startswith("rejected:") for line in view.clients) > 0
+    assert events[1] == RoundFinished(server_round=0, record={"round": 0, "eval": view.summary["initial"]})
     assert {e.outcome for e in replies} <= {"ok", "late", "lost"}

@@ -58,12 +58,18 @@ def test_spread_falls_back_on_what_the_server_recorded(tmp_path: Path) -> None:
 
 
 def test_device_seconds_are_medians_of_known_lines(tmp_path: Path) -> None:
-    """Downloads 1, 2, 9: median 2. The lost client's line has no seconds and does not count."""
+    """Downloads 1, 2, 9: median 2. The lost client's zeros do not count."""
     clients = [
         {"round": 1, "client_id": i, "device": "phone", "virtual_s": {"down": d, "compute": 10.0 * d, "up": 0.5}}
         for i, d in enumerate((9.0, 1.0, 2.0))
     ]
-    lost = {"round": 1, "client_id": 3, "device": "phone", "virtual_s": None, "outcome": "lost"}
+    lost = {
+        "round": 1,
+        "client_id": 3,
+        "device": "phone",
+        "virtual_s": {"down": 0.0, "compute": 0.0, "up": 0.0},
+        "outcome": "lost",
+    }
     view = make(tmp_path, rounds=[{"round": 1}], clients=[*clients, lost])
     assert series.seconds(series.by_device(view)["phone"]) == (2.0, 20.0, 0.5)
 

@@ -35,8 +35,9 @@ def test_tensorboard_reads_back_what_was_tracked(shared_run: Path, tmp_path: Pat
             tracker(event)
     read = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     read.Reload()
+    expected = {0: view.summary["initial"]["accuracy"]} | {row.round: row.eval["accuracy"] for row in view.rounds}
     found = {entry.step: entry.value for entry in read.Scalars("eval/accuracy")}
-    assert found == pytest.approx({row.round: row.eval["accuracy"] for row in view.rounds}, rel=1e-6)
+    assert found == pytest.approx(expected, rel=1e-6)
     assert [entry.step for entry in read.Scalars("train_loss")] == [1, 2, 3, 4, 5]
 
 
