@@ -13,7 +13,7 @@ from fedpeft.core.errors import WireError
 from fedpeft.methods.base import extract_tensors
 from fedpeft.tasks.base import Scores
 
-DEFAULT_ALLOW = ("fedpeft.", "flwr_datasets.partitioner.")
+DEFAULT_ALLOW = ("fedpeft.methods.", "fedpeft.device_profiles.", "flwr_datasets.partitioner.")
 CHECKPOINT_ROUND = "checkpoint-round"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -71,6 +72,7 @@ class Runtime:
         eval_flops: cost of a forward pass.
         config: the plain config, for the seed and sizes.
         model_path: folder or hub id of the base model.
+        allow: class-path prefixes that the config may name on this machine, None for any.
     """
 
     tunable: Tunable
@@ -85,6 +87,7 @@ class Runtime:
     eval_flops: StepFlops
     config: Mapping[str, Any]
     model_path: str
+    allow: Sequence[str] | None = None
 
     @property
     def seed(self) -> int:
@@ -99,7 +102,7 @@ class Runtime:
     @cached_property
     def devices(self) -> list[str]:
         """Device profile of each simulated client."""
-        return cfg.build(self.config["fleet"]).assign(self.config["num_clients"], self.seed)
+        return cfg.build(self.config["fleet"], self.allow).assign(self.config["num_clients"], self.seed)
 
     @cached_property
     def _sizes(self) -> np.ndarray:
@@ -179,7 +182,7 @@ def build_runtime(config: cfg.Config, allow: Sequence[str] | None = None) -> Run
     method: Method = cfg.build(config["method"], allow)
     settings = TrainSettings(**config["client"])
     model_config = config["model"]
-    path = resolve_model(model_config["path"], model_config["revision"])
+    path = resolve_model(model_config["path"], model_config["revision"], progress=_say)
     examples = load_examples(config, path, allow)
     model = load_classifier(
         path,
@@ -206,13 +209,15 @@ def build_runtime(config: cfg.Config, allow: Sequence[str] | None = None) -> Run
         eval_flops=measure_step_flops(lambda: _meta_model(method, model, config["head"]), forward_only=True),
         config=config,
         model_path=path,
+        allow=allow,
     )
 
 
 def load_examples(config: cfg.Config, model_path: str, allow: Sequence[str] | None = None) -> Examples:
     """Load, hold out, split and tokenise the data."""
     task = config["task"]
-    columns = {"text_columns": task["text_columns"], "label_column": task["label_column"], "group_column": task["group_column"]}
+    columns: dict[str, Any] = {name: task[name] for name in ("text_columns", "label_column", "group_column", "extra_columns")}
+    columns["progress"] = _say
     table = load_table(task["path"], split=task["split"], revision=task["revision"], **columns)
     held_out = task["held_out"]
     if isinstance(held_out, str):
@@ -222,7 +227,7 @@ def load_examples(config: cfg.Config, model_path: str, allow: Sequence[str] | No
         eval_table = table
         rows, eval_rows = hold_out(table, held_out, config["seed"])
     held = table if len(rows) == len(table) else table.take(rows)
-    partition = split_clients(held, cfg.build(config["partition"], allow), config["num_clients"])
+    partition = split_clients(held, cfg.build(config["partition"], allow), config["num_clients"], seed=config["seed"])
     tokenizer = load_tokenizer(model_path, config["model"]["revision"])
     encoded = _encode(table, tokenizer, config["model"]["max_length"])
     return Examples(
@@ -263,6 +268,11 @@ def personal_state(config: Mapping[str, Any], client_id: int, folder: str | None
     """Return where a client keeps its own tensors: ``folder``, else in the run directory."""
     root = Path(folder) if folder else Path(config["run_dir"]) / "checkpoints" / "clients"
     return PersonalState(root / f"client-{client_id:06d}")
+
+
+def _say(text: str) -> None:
+    """Tell of long preparations; the display is not there yet."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _encode(table: Table, tokenizer: Any, max_length: int) -> TextClassification:

@@ -16,7 +16,7 @@ from fedpeft.core.errors import ConfigError, EngineError
 from fedpeft.core.events import Observer
 from fedpeft.core.types import Tensors
 from fedpeft.engines.grid import InProcessGrid, handle
-from fedpeft.engines.memory import available_cores, freeze_heap, tame_allocator, tree_mb
+from fedpeft.engines.memory import available_cores, freeze_heap, tame_memory, tree_mb
 from fedpeft.engines.pool import ForkPool
 from fedpeft.engines.session import close_session, open_session, travelling
 from fedpeft.server.app import build_server_app
@@ -59,7 +59,7 @@ class InProcess:
         """Run a config to its end and return the summary; Ctrl-C is recorded and raised again."""
         # Worker processes inherit this: a tokenizer's threads do not survive a fork.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        tame_allocator()
+        tame_memory()
         config_json = travelling(config)
         runtime = runtime_for(config_json, None)
         client_app = build_app(config_json, None)

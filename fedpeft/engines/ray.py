@@ -1,0 +1,121 @@
+"""Flower's own simulation on Ray, with the same ServerApp and ClientApp."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import sys
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from fedpeft import config as cfg
+from fedpeft.client.app import build_app
+from fedpeft.client.runtime import runtime_for
+from fedpeft.core.errors import ConfigError, EngineError, FedPeftError
+from fedpeft.core.events import Observer
+from fedpeft.engines.memory import KERNEL_CACHES, available_cores, tame_memory, tree_mb
+from fedpeft.engines.session import close_session, local_shard_map, open_session, travelling
+from fedpeft.server.app import build_server_app
+from fedpeft.server.checkpoint import Checkpoint
+
+WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **KERNEL_CACHES}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ray:
+    """Runs clients in Ray actors through ``flwr.simulation.run_simulation``, on this machine or on a running cluster.
+
+    Every actor loads its own base model, and the server evaluates in the launcher. Results are bit-identical to the in-process engine on machines with the same CPU features. On a cluster
+    the run directory must lie on a file system that every machine sees when clients keep a ``local`` head.
+
+    Args:
+        workers: client actors, or ``auto`` for one on each core.
+        address: of a running Ray cluster, None to start Ray here.
+
+    Raises:
+        ConfigError: workers is neither, or Ray is not installed.
+    """
+
+    workers: int | str = "auto"
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers != "auto" and (type(self.workers) is not int or self.workers < 1):
+            raise ConfigError(f"engine.workers must be auto or a whole number >= 1, got {self.workers!r}")
+        if importlib.util.find_spec("ray") is None:
+            raise ConfigError("engine=ray needs the package ray (pip install fedpeft[ray], or use engine=inprocess)")
+
+    def run(
+        self,
+        config: cfg.Config,
+        *,
+        observers: tuple[Observer, ...],
+        checkpoint: Checkpoint | None,
+        earlier: dict[str, Any],
+        started_at: float,
+    ) -> dict[str, Any]:
+        """Run a config to its end and return the summary; Ctrl-C is recorded and raised again."""
+        tame_memory()
+        workers = available_cores() if self.workers == "auto" else int(self.workers)
+        config_json = travelling(config)
+        runtime = runtime_for(config_json, None)
+        session = open_session(
+            runtime,
+            checkpoint=checkpoint,
+            earlier=earlier,
+            observers=observers,
+            shard_map=local_shard_map(runtime),
+            workers=workers,
+            memory_mb=lambda: tree_mb(_tree()),
+            started_at=started_at,
+            poll_s=0.05,
+        )
+        try:
+            self._simulate(session, config_json, config["num_clients"], workers)
+        except KeyboardInterrupt:
+            close_session(session, "interrupted")
+            raise
+        except Exception as error:
+            session.record.write_summary("failed")
+            raise _cause(error) from error
+        return close_session(session, "finished")
+
+    def _simulate(self, session: Any, config_json: str, num_clients: int, workers: int) -> None:
+        from flwr.simulation import run_simulation
+
+        init: dict[str, Any] = {"runtime_env": {"env_vars": WORKER_ENVIRONMENT | _import_path()}, "log_to_driver": False, "logging_level": logging.ERROR}
+        init |= {"address": self.address} if self.address else {"num_cpus": workers, "include_dashboard": False}
+        logging.getLogger("flwr").setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            run_simulation(
+                server_app=build_server_app(session),
+                client_app=build_app(config_json, None),
+                num_supernodes=num_clients,
+                backend_config={"init_args": init, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+            )
+
+
+def _import_path() -> dict[str, str]:
+    """Return what lets actors import what this process can, such as a strategy beside the user's script."""
+    return {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
+def _tree() -> list[int]:
+    """Return this process and its descendants; actors on other machines are not counted."""
+    import psutil
+
+    me = psutil.Process()
+    return [me.pid, *(child.pid for child in me.children(recursive=True))]
+
+
+def _cause(error: BaseException) -> FedPeftError:
+    """Return our own error from inside Flower's, or one line about what went wrong."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, FedPeftError):
+            return inner
+        inner = inner.__cause__ or inner.__context__
+    return EngineError(f"Flower's simulation failed: {str(error).strip() or type(error).__name__}")
