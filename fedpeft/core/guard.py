@@ -17,8 +17,9 @@ its place in the round, is named, and changes nothing else. The checks, in order
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from flwr.app import Message
@@ -27,6 +28,9 @@ from fedpeft.core import wire
 from fedpeft.core.errors import WireError
 from fedpeft.core.tensors import all_finite, norm, specs, subtract
 from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
+
+Evaluation = dict[str, float | list[float]]
+Judged = TypeVar("Judged")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,61 +87,43 @@ class UpdateGuard:
         Returns:
             A verdict that does not depend on the order of the replies.
         """
-        contents = [reply for reply in replies if not reply.has_error()]
-        counts = Counter(reply.metadata.src_node_id for reply in contents)
-        judged: dict[int, tuple[ClientUpdate, float]] = {}
-        rejected: dict[int, Rejection] = {}
-        for reply in contents:
-            node_id = reply.metadata.src_node_id
-            expectation = expected.get(node_id)
-            try:
-                if expectation is None:
-                    raise WireError("node", f"node {node_id} was not asked in this round")
-                if counts[node_id] > 1:
-                    raise WireError("duplicate", f"{counts[node_id]} replies in one round, expected one")
-                judged[node_id] = self._update(reply, expectation)
-            except WireError as error:
-                client_id = expectation.client.client_id if expectation else None
-                rejected[node_id] = Rejection(client_id=client_id, node_id=node_id, check=error.check, reason=error.reason)
+        judged, rejected = _judge(replies, expected, self._checked_update)
         rejected |= self._outliers(judged)
         accepted = sorted((u for n, (u, _) in judged.items() if n not in rejected), key=lambda u: u.client.client_id)
         return Verdict(accepted, sorted(rejected.values(), key=lambda r: r.node_id))
 
-    def inspect_metrics(self, reply: Message, expectation: Expectation) -> dict[str, float | list[float]]:
-        """Return the metrics of an evaluation reply.
+    def inspect_evaluations(
+        self, replies: Iterable[Message], expected: Mapping[int, Expectation]
+    ) -> tuple[dict[int, Evaluation], list[Rejection]]:
+        """Judge the replies of an evaluation likewise.
 
-        Raises:
-            WireError: the reply broke a check.
+        Returns:
+            The metrics of each good reply by client id, and who was dropped and why.
         """
+        judged, rejected = _judge(replies, expected, self._checked_evaluation)
+        rejected |= _odd_groups(judged, expected)
+        good = {expected[n].client.client_id: metrics for n, metrics in judged.items() if n not in rejected}
+        return dict(sorted(good.items())), sorted(rejected.values(), key=lambda r: r.node_id)
+
+    def _checked_evaluation(self, reply: Message, expectation: Expectation) -> Evaluation:
         if reply.content.array_records:
             raise WireError("records", "an evaluation reply carries no arrays")
         wire.check_echo(reply.content, expectation.server_round, expectation.identity)
-        return wire.read_metrics(reply.content, wire.EVALUATE_METRICS, self.max_examples)
-
-    def _update(self, reply: Message, expectation: Expectation) -> tuple[ClientUpdate, float]:
-        """Return the update and its change's norm, or raise the first failed check. Anything else a reply provokes counts as malformed."""
-        try:
-            return self._checked_update(reply, expectation)
-        except WireError:
-            raise
-        except Exception as error:
-            # Whatever bytes can provoke inside a library must cost the sender its place, never the round.
-            raise WireError("malformed", f"{type(error).__name__}: {error}") from error
+        return wire.read_evaluation(reply.content, self.max_examples)
 
     def _checked_update(self, reply: Message, expectation: Expectation) -> tuple[ClientUpdate, float]:
         content = reply.content
         if len(content.array_records) != 1:
             raise WireError("records", f"expected one ArrayRecord, got {len(content.array_records)}")
         wire.check_echo(content, expectation.server_round, expectation.identity)
-        metrics = wire.read_metrics(content, wire.TRAIN_METRICS, self.max_examples)
+        metrics = wire.read_metrics(content, self.max_examples)
         record = next(iter(content.array_records.values()))
         tensors = wire.decode(record, specs(expectation.sent), max_bytes=self.max_bytes)
         change = norm(subtract(tensors, expectation.sent))
         if not change <= self.max_norm:
             raise WireError("norm", f"the change has norm {change:.4g}, at most {self.max_norm:.4g} is taken")
-        scalars = {name: value for name, value in metrics.items() if not isinstance(value, list)}
-        num_examples = int(scalars[wire.NUM_EXAMPLES])
-        return ClientUpdate(client=expectation.client, tensors=tensors, num_examples=num_examples, metrics=scalars), change
+        num_examples = int(metrics[wire.NUM_EXAMPLES])
+        return ClientUpdate(client=expectation.client, tensors=tensors, num_examples=num_examples, metrics=metrics), change
 
     def _outliers(self, judged: Mapping[int, tuple[ClientUpdate, float]]) -> dict[int, Rejection]:
         """Drop changes that are far longer than the round's median."""
@@ -154,6 +140,48 @@ class UpdateGuard:
             for node_id, (update, change) in judged.items()
             if change > cap > 0
         }
+
+
+def _judge(
+    replies: Iterable[Message], expected: Mapping[int, Expectation], check: Callable[[Message, Expectation], Judged]
+) -> tuple[dict[int, Judged], dict[int, Rejection]]:
+    """Return what ``check`` makes of each node's one reply, and the rejections, by node id."""
+    contents = [reply for reply in replies if not reply.has_error()]
+    counts = Counter(reply.metadata.src_node_id for reply in contents)
+    judged: dict[int, Judged] = {}
+    rejected: dict[int, Rejection] = {}
+    for reply in contents:
+        node_id = reply.metadata.src_node_id
+        expectation = expected.get(node_id)
+        try:
+            if expectation is None:
+                raise WireError("node", f"node {node_id} was not asked in this round")
+            if counts[node_id] > 1:
+                raise WireError("duplicate", f"{counts[node_id]} replies in one round, expected one")
+            judged[node_id] = check(reply, expectation)
+        except Exception as error:
+            # Whatever bytes can provoke inside a library must cost the sender its place, never the round.
+            failure = error if isinstance(error, WireError) else WireError("malformed", f"{type(error).__name__}: {error}")
+            client_id = expectation.client.client_id if expectation else None
+            rejected[node_id] = Rejection(client_id=client_id, node_id=node_id, check=failure.check, reason=_printable(failure.reason))
+    return judged, rejected
+
+
+def _printable(reason: str, most: int = 300) -> str:
+    """Return a reason fit for one line of a log: it may quote what a stranger sent."""
+    return "".join(c if c.isprintable() else "?" for c in reason[:most]) + ("..." if len(reason) > most else "")
+
+
+def _odd_groups(judged: Mapping[int, Evaluation], expected: Mapping[int, Expectation]) -> dict[int, Rejection]:
+    """Drop evaluations that count another number of groups than most do: sums by group need one number."""
+    lengths = {n: len(metrics.get("group-count", [])) for n, metrics in judged.items()}  # type: ignore[arg-type]
+    # Among equally frequent numbers the smaller one, so that the order of replies does not matter.
+    usual = max(sorted(set(lengths.values())), key=list(lengths.values()).count, default=0)
+    return {
+        n: Rejection(client_id=expected[n].client.client_id, node_id=n, check="metrics", reason=f"{length} groups, most clients count {usual}")
+        for n, length in lengths.items()
+        if length != usual
+    }
 
 
 def check_aggregate(new: Tensors, old: Tensors) -> None:

@@ -11,7 +11,7 @@ from fedpeft.core.types import Tensors, TensorSpec
 
 def canonical(tensors: Mapping[str, np.ndarray]) -> Tensors:
     """Return the tensors C-contiguous and in sorted key order, the order in which everything is summed."""
-    return {key: np.ascontiguousarray(tensors[key]) for key in sorted(tensors)}
+    return {key: np.asarray(tensors[key], order="C") for key in sorted(tensors)}
 
 
 def specs(tensors: Mapping[str, np.ndarray]) -> dict[str, TensorSpec]:
@@ -58,5 +58,6 @@ def weighted_mean(tensors: Sequence[Tensors], weights: Sequence[float]) -> Tenso
         offset = np.zeros_like(base)
         for weight, one in zip(weights, tensors, strict=True):
             offset += (weight / total) * (one[key] - base)
-        mean[key] = (base + offset).astype(tensors[0][key].dtype)
+        # Where nothing moved the base itself stays: -0.0 + 0.0 would lose its sign.
+        mean[key] = np.where(offset == 0, base, base + offset).astype(tensors[0][key].dtype)
     return mean

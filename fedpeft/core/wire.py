@@ -8,9 +8,9 @@ parse before a single value is looked at: ``numpy.load`` never sees foreign byte
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -27,9 +27,9 @@ NUMPY_STYPE = "numpy.ndarray"
 MAX_METRIC = 1e18
 
 TRAIN_METRICS = frozenset({NUM_EXAMPLES, "train-loss", "train-cpu-s", "train-flops", "train-steps", "adapter-bytes", "head-bytes"})
-EVALUATE_METRICS = frozenset(
-    {NUM_EXAMPLES, "eval-loss", "eval-accuracy", "eval-cpu-s", "eval-flops", "eval-steps", "group-correct", "group-count"}
-)
+EVALUATE_METRICS = frozenset({NUM_EXAMPLES, "eval-loss", "eval-accuracy", "eval-cpu-s", "eval-flops", "eval-steps"})
+GROUP_METRICS = frozenset({"group-correct", "group-count"})
+MAX_GROUPS = 2**16
 
 ConfigValue = str | int | float | bool
 
@@ -75,7 +75,7 @@ def _value_bytes(value: object) -> int:
     if isinstance(value, list):
         return sum(_value_bytes(one) for one in value)
     if isinstance(value, str):
-        return len(value.encode())
+        return len(value.encode(errors="surrogatepass"))
     return len(value) if isinstance(value, bytes) else 1 if isinstance(value, bool) else 8
 
 
@@ -141,7 +141,7 @@ def instruction(
     """Build the content of a ``train`` or ``evaluate`` message."""
     entries: dict[str, ConfigValue] = {**(config or {}), SERVER_ROUND: server_round}
     entries |= {f"identity.{name}": value for name, value in asdict(identity).items()}
-    return RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord(entries)})  # type: ignore[arg-type, dict-item]
+    return RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord(entries)})  # type: ignore[arg-type]
 
 
 def read_instruction(content: RecordDict, spec: Mapping[str, TensorSpec], *, max_bytes: int) -> Instruction:
@@ -170,7 +170,7 @@ def reply(
 ) -> RecordDict:
     """Build the content of a reply: metrics, the echo of round and identity, and tensors unless None."""
     echo = {SERVER_ROUND: instruction.server_round, **asdict(instruction.identity)}
-    content = RecordDict({METRICS: MetricRecord(dict(metrics)), ECHO: ConfigRecord(echo)})  # type: ignore[arg-type]
+    content = RecordDict({METRICS: MetricRecord(dict(metrics)), ECHO: ConfigRecord(echo)})
     if tensors is not None:
         content[ARRAYS] = encode(tensors)
     return content
@@ -185,32 +185,71 @@ def check_echo(content: RecordDict, server_round: int, identity: Identity) -> No
     if set(content.config_records) != {ECHO}:
         raise WireError("records", f"expected one ConfigRecord {ECHO!r}, got {sorted(content.config_records)}")
     echo = dict(content.config_records[ECHO])
-    if echo.pop(SERVER_ROUND, None) != server_round:
-        raise WireError("round", f"answers round {content.config_records[ECHO].get(SERVER_ROUND)!r}, not {server_round}")
+    answered = echo.pop(SERVER_ROUND, None)
+    if type(answered) is not int or answered != server_round:
+        raise WireError("round", f"answers round {answered!r}, not {server_round}")
     if echo != asdict(identity):
         wrong = sorted(name for name, value in asdict(identity).items() if echo.get(name) != value)
         raise WireError("identity", f"{', '.join(wrong) or 'extra fields'} differ from the server's")
 
 
-def read_metrics(content: RecordDict, allowed: frozenset[str], max_examples: int) -> dict[str, float | list[float]]:
-    """Return the reply's metrics: known names, finite, bounded, with a sound ``num-examples``.
+def read_metrics(content: RecordDict, max_examples: int) -> dict[str, float]:
+    """Return the metrics of a training reply: known names, finite, bounded numbers, with a sound ``num-examples``.
 
     Raises:
         WireError: checks ``records``, ``metrics`` and ``weight``.
     """
+    metrics = _metrics_of(content, TRAIN_METRICS)
+    _check_numbers(metrics)
+    _check_weight(metrics, max_examples)
+    return metrics
+
+
+def read_evaluation(content: RecordDict, max_examples: int) -> dict[str, float | list[float]]:
+    """Return the metrics of an evaluation reply: as ``read_metrics``, with a loss, an accuracy in 0..1 and sound counts by group.
+
+    Raises:
+        WireError: checks ``records``, ``metrics`` and ``weight``.
+    """
+    metrics = _metrics_of(content, EVALUATE_METRICS | GROUP_METRICS)
+    _check_numbers({name: value for name, value in metrics.items() if name not in GROUP_METRICS})
+    _check_weight(metrics, max_examples)
+    if missing := sorted({"eval-loss", "eval-accuracy"} - set(metrics)):
+        raise WireError("metrics", f"missing {missing}")
+    if not 0 <= metrics["eval-accuracy"] <= 1:
+        raise WireError("metrics", f"eval-accuracy must be in 0..1, got {metrics['eval-accuracy']!r}")
+    _check_groups(metrics.get("group-correct", []), metrics.get("group-count", []), max_examples)
+    return metrics
+
+
+def _metrics_of(content: RecordDict, allowed: frozenset[str]) -> dict[str, Any]:
     if len(content.metric_records) != 1:
         raise WireError("records", f"expected one MetricRecord, got {len(content.metric_records)}")
     metrics = dict(next(iter(content.metric_records.values())))
     if unknown := sorted(set(metrics) - allowed):
         raise WireError("metrics", f"unknown metrics {unknown[:3]}")
+    return metrics
+
+
+def _check_numbers(metrics: Mapping[str, Any]) -> None:
     for name, value in metrics.items():
-        values = value if isinstance(value, list) else [value]
-        if not all(math.isfinite(v) and abs(v) <= MAX_METRIC for v in values):
-            raise WireError("weight" if name == NUM_EXAMPLES else "metrics", f"{name} is {value!r}: not finite or too large")
+        # Comparing, unlike math.isfinite, takes whole numbers of any size; NaN compares false.
+        if type(value) not in (int, float) or not -MAX_METRIC <= value <= MAX_METRIC:
+            got = f"a {type(value).__name__}" if isinstance(value, list) else repr(value)
+            raise WireError("weight" if name == NUM_EXAMPLES else "metrics", f"{name} must be a number within {MAX_METRIC:g}, got {got}")
+
+
+def _check_weight(metrics: Mapping[str, Any], max_examples: int) -> None:
     num_examples = metrics.get(NUM_EXAMPLES)
     if type(num_examples) is not int or not 1 <= num_examples <= max_examples:
         raise WireError("weight", f"{NUM_EXAMPLES} must be a whole number in 1..{max_examples}, got {num_examples!r}")
-    return metrics  # type: ignore[return-value]
+
+
+def _check_groups(correct: Any, count: Any, max_examples: int) -> None:
+    if not (isinstance(correct, list) and isinstance(count, list) and len(correct) == len(count) <= MAX_GROUPS):
+        raise WireError("metrics", f"group-correct and group-count must be lists of one length, at most {MAX_GROUPS}")
+    if not all(0 <= right <= total <= max_examples for right, total in zip(correct, count, strict=True)):
+        raise WireError("metrics", "group-correct must be within 0..group-count, and group-count within the cap on examples")
 
 
 def hello_reply(*, client_id: int, num_examples: int, device: str, rank: int | None) -> RecordDict:
@@ -225,7 +264,7 @@ def read_hello(content: RecordDict, node_id: int) -> ClientInfo:
     Raises:
         WireError: check ``hello``: a field is missing, of another type or out of range.
     """
-    entries = dict(content.config_records.get(HELLO, {}))
+    entries: dict[str, Any] = dict(content.config_records.get(HELLO, {}))
     kinds = {"client-id": int, NUM_EXAMPLES: int, "device": str, "rank": int}
     for name, kind in kinds.items():
         if type(entries.get(name)) is not kind:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
@@ -13,7 +14,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedpeft.core import wire
 from fedpeft.core.errors import ConfigError, WireError
 from fedpeft.core.events import ClientRejected, Observer, RoundKept, tell
-from fedpeft.core.guard import Expectation, UpdateGuard, check_aggregate
+from fedpeft.core.guard import Expectation, Rejection, UpdateGuard, check_aggregate
 from fedpeft.core.seeds import rng
 from fedpeft.core.tensors import weighted_mean
 from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
@@ -22,6 +23,7 @@ from fedpeft.selection.uniform import Uniform
 from fedpeft.strategies.metrics import aggregate_client_evaluations, mean_train_metrics
 from fedpeft.strategies.roster import Roster
 
+log = logging.getLogger(__name__)
 StateValue = np.ndarray | int | float | str
 
 
@@ -112,9 +114,7 @@ class FedPeft(Strategy):
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Check the replies and aggregate the good ones; (None, None) keeps the old model."""
         verdict = self.guard.inspect(replies, self._expected)
-        for r in verdict.rejected:
-            if r.client_id is not None:
-                self._tell_rejected(server_round, "train", r.client_id, r.check, r.reason)
+        self._tell_rejected(server_round, "train", verdict.rejected)
         updates = verdict.accepted
         if len(updates) < self.min_replies:
             return self._keep(server_round, f"{len(updates)} good replies, {self.min_replies} are needed")
@@ -135,16 +135,8 @@ class FedPeft(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return mean, worst decile and per-group figures of the clients' evaluations."""
-        good: dict[int, dict[str, Any]] = {}
-        for reply in replies:
-            expectation = self._expected.get(reply.metadata.src_node_id)
-            if expectation is None or reply.has_error():
-                continue
-            client_id = expectation.client.client_id
-            try:
-                good[client_id] = self.guard.inspect_metrics(reply, expectation)
-            except WireError as error:
-                self._tell_rejected(server_round, "evaluate", client_id, error.check, error.reason)
+        good, rejected = self.guard.inspect_evaluations(replies, self._expected)
+        self._tell_rejected(server_round, "evaluate", rejected)
         return aggregate_client_evaluations(good)
 
     def summary(self) -> None:
@@ -220,5 +212,12 @@ class FedPeft(Strategy):
         tell(self.observers, RoundKept(server_round=server_round, reason=reason))
         return None, None
 
-    def _tell_rejected(self, server_round: int, kind: str, client_id: int, check: str, reason: str) -> None:
-        tell(self.observers, ClientRejected(server_round=server_round, kind=kind, client_id=client_id, check=check, reason=reason))
+    def _tell_rejected(self, server_round: int, kind: str, rejected: list[Rejection]) -> None:
+        for r in rejected:
+            known = self.roster.get(r.node_id)
+            client_id = known.client_id if known and r.client_id is None else r.client_id
+            if client_id is None:
+                log.warning("round %d: node %d, which has not said who it is, sent a reply: %s", server_round, r.node_id, r.reason)
+                continue
+            event = ClientRejected(server_round=server_round, kind=kind, client_id=client_id, check=r.check, reason=r.reason)
+            tell(self.observers, event)

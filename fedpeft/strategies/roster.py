@@ -17,12 +17,13 @@ log = logging.getLogger(__name__)
 class Roster:
     """The clients that have said who they are, by node id.
 
-    A node is asked once. Nodes that claim the client id of another are left out, both of them: nobody can tell which one lies.
+    A node is asked once. Nodes that claim the client id of another are left out, all of them: nobody can tell which one lies.
     """
 
     def __init__(self) -> None:
         self._by_node: dict[int, ClientInfo] = {}
         self._refused: set[int] = set()
+        self._contested: set[int] = set()
 
     def refresh(self, grid: Grid, timeout: float | None = None) -> list[ClientInfo]:
         """Ask the nodes that are new and return the clients now there, by client id."""
@@ -48,8 +49,11 @@ class Roster:
             log.warning("node %d is left out: %s", node_id, error)
             self._refused.add(node_id)
             return
-        if twins := [n for n, other in self._by_node.items() if other.client_id == info.client_id and n != node_id]:
-            log.warning("nodes %s and %d all claim client %d: left out", twins, node_id, info.client_id)
+        twins = [n for n, other in self._by_node.items() if other.client_id == info.client_id and n != node_id]
+        if twins or info.client_id in self._contested:
+            log.warning("nodes %s claim client %d, which others claim too: left out", [*twins, node_id], info.client_id)
+            # Remembered, or the next to claim it would pass for the only one.
+            self._contested.add(info.client_id)
             self._refused.update([*twins, node_id])
             for twin in twins:
                 del self._by_node[twin]
