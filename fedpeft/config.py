@@ -123,8 +123,8 @@ def build(node: Mapping[str, Any], allow: Sequence[str] | None = None, **extra: 
 
     Args:
         node: plain data with a ``_target_``.
-        allow: prefixes of class paths that may be built, None for any. A client builds only what its operator allows: a config from the network must not be a
-            way to run code.
+        allow: prefixes of class paths that may be built, None for any. A client builds only classes that are defined under what its operator allows: a config from
+            the network must not be a way to run code.
         extra: further keyword arguments.
 
     Raises:
@@ -132,9 +132,8 @@ def build(node: Mapping[str, Any], allow: Sequence[str] | None = None, **extra: 
     """
     from hydra.utils import instantiate
 
-    for target in _targets(node):
-        if allow is not None and not any(target.startswith(prefix) for prefix in allow):
-            raise ConfigError(f"_target_ {target} is not allowed here: allowed prefixes are {', '.join(allow)} (extend allow_targets on this machine)")
+    if allow is not None:
+        _refuse_foreign(node, allow)
     try:
         return instantiate(dict(node), _convert_="all", **extra)
     except Exception as error:
@@ -144,6 +143,31 @@ def build(node: Mapping[str, Any], allow: Sequence[str] | None = None, **extra: 
         if isinstance(cause, FedPeftError):
             raise cause from error
         raise ConfigError(f"{node.get('_target_')}: {_one_line(cause or error)}") from error
+
+
+def _refuse_foreign(node: Any, allow: Sequence[str]) -> None:
+    """Refuse targets that are not classes defined under an allowed prefix, and interpolations, which could read this machine or make targets.
+
+    A prefix alone is not enough: ``fedpeft.core.paths.os.getpid`` begins well and ends elsewhere.
+    """
+    for text in _strings(node):
+        if "${" in text:
+            raise ConfigError(f"{text!r} is an interpolation: a config from elsewhere must be resolved before it is sent")
+    for target in _targets(node):
+        if not (target.startswith(tuple(allow)) and _home(target).startswith(tuple(allow))):
+            raise ConfigError(f"_target_ {target} is not allowed here: allowed are classes under {', '.join(allow)} (extend allow_targets on this machine)")
+
+
+def _home(target: str) -> str:
+    """Return where the class of this path is defined, "" for anything that is no class."""
+    from importlib import import_module
+
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(import_module(module), name, None)
+    except ImportError:
+        return ""
+    return f"{found.__module__}.{found.__qualname__}" if isinstance(found, type) else ""
 
 
 def _targets(node: Any) -> Iterator[str]:
@@ -157,6 +181,18 @@ def _targets(node: Any) -> Iterator[str]:
             yield from _targets(value)
 
 
+def _strings(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield str(key)
+            yield from _strings(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from _strings(value)
+    elif isinstance(node, str):
+        yield node
+
+
 def check(config: Config) -> None:
     """Refuse a config that cannot run, with every problem found.
 
@@ -165,14 +201,18 @@ def check(config: Config) -> None:
     """
     problems = [*_range_problems(config), *_choice_problems(config)]
     for name in ("method", "fleet", "selection", "engine"):
+        node = config.get(name)
+        if not isinstance(node, Mapping) or "_target_" not in node:
+            problems.append(f"{name} must name a _target_, got {node!r} (choose one of conf/{name})")
+            continue
         try:
-            build(config[name])
+            build(node)
         except ConfigError as error:
             problems.extend(error.problems)
-    if config["cohort_size"] > config["num_clients"]:
-        problems.append(f"cohort_size must be at most num_clients ({config['num_clients']}), got {config['cohort_size']}")
-    if config["round"]["min_replies"] > config["cohort_size"]:
-        problems.append(f"round.min_replies must be at most cohort_size ({config['cohort_size']}), got {config['round']['min_replies']}")
+    for path, cap in (("cohort_size", "num_clients"), ("round.min_replies", "cohort_size")):
+        value, most = look_up(config, path), look_up(config, cap)
+        if type(value) is int and type(most) is int and value > most:
+            problems.append(f"{path} must be at most {cap} ({most}), got {value}")
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
 
@@ -209,8 +249,9 @@ def _choice_problems(config: Config) -> Iterator[str]:
     for path, choices in _CHOICES.items():
         if (value := look_up(config, path)) not in choices:
             yield f"{path} must be one of {', '.join(choices)}, got {value!r}"
-    if not isinstance(config["tracking"], list) or set(config["tracking"]) - {"tensorboard", "wandb"}:
-        yield f"tracking must be a list of tensorboard, wandb, got {config['tracking']!r}"
+    tracking = config.get("tracking")
+    if not isinstance(tracking, list) or any(one not in ("tensorboard", "wandb") for one in tracking):
+        yield f"tracking must be a list of tensorboard, wandb, got {tracking!r}"
 
 
 def look_up(config: Mapping[str, Any], path: str) -> Any:
