@@ -83,19 +83,25 @@ class Ray:
         return close_session(session, "finished")
 
     def _simulate(self, session: Any, config_json: str, num_clients: int, workers: int) -> None:
+        import ray
         from flwr.simulation import run_simulation
 
         init: dict[str, Any] = {"runtime_env": {"env_vars": WORKER_ENVIRONMENT | _import_path()}, "log_to_driver": False, "logging_level": logging.ERROR}
         init |= {"address": self.address} if self.address else {"num_cpus": workers, "include_dashboard": False}
         logging.getLogger("flwr").setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            run_simulation(
-                server_app=build_server_app(session),
-                client_app=build_app(config_json, None),
-                num_supernodes=num_clients,
-                backend_config={"init_args": init, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
-            )
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                # Flower takes a Ray that runs already; its own start allows no environment for the actors.
+                ray.init(**init)
+                run_simulation(
+                    server_app=build_server_app(session),
+                    client_app=build_app(config_json, None),
+                    num_supernodes=num_clients,
+                    backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+                )
+        finally:
+            ray.shutdown()
 
 
 def _import_path() -> dict[str, str]:
