@@ -38,7 +38,7 @@ def launch(config: cfg.Config, overrides: Sequence[str]) -> int:
         cfg.check(config)
         run_dir = Path(config["run_dir"])
         with _locked(run_dir):
-            if not resuming and (run_dir / "config.yaml").exists():
+            if not resuming and _holds_rounds(run_dir):
                 raise ConfigError(f"{run_dir} already holds a run: choose another run_dir, or continue it with resume={run_dir}")
             _write_config(run_dir, config)
             return _run(config, run_dir, resuming, started_at)
@@ -142,6 +142,11 @@ def _report(run_dir: Path) -> None:
 
     if (run_dir / "summary.json").exists():
         print(f"report: {write_report([run_dir])}")
+
+
+def _holds_rounds(run_dir: Path) -> bool:
+    """Whether there is something to lose: a start that failed before its first round may be tried again in the same place."""
+    return any((run_dir / name).exists() for name in ("rounds.jsonl", "checkpoints"))
 
 
 def _write_config(run_dir: Path, config: cfg.Config) -> None:

@@ -36,7 +36,7 @@ MAX_CHECKED_JOBS = 1000
 
 def main(argv: Sequence[str]) -> int:
     """Run the app with command-line arguments and return the exit code."""
-    args = list(argv)
+    args = _overrides_first(argv)
     if set(args) & {"-h", "--help"}:
         print(HELP.format(groups=_groups()))
         return 0
@@ -46,9 +46,17 @@ def main(argv: Sequence[str]) -> int:
     if not inspecting:
         _check_before_start(overrides, multirun)
     if resume := _resume_path(overrides):
+        if not (Path(resume) / "config.yaml").is_file():
+            raise ConfigError(f"{resume} holds no run to continue: there is no config.yaml in it (set resume)")
         # Hydra makes its run directory: it must be the one that is continued, not a new empty one.
-        args.append(f"hydra.run.dir={_quote(str(Path(resume).absolute()))}")
+        args.insert(0, f"hydra.run.dir={_quote(str(Path(resume).absolute()))}")
     return _run_hydra(args)
+
+
+def _overrides_first(argv: Sequence[str]) -> list[str]:
+    """Return the arguments with all overrides in front: Hydra's parser takes no override on both sides of a flag."""
+    overrides = [arg for arg in argv if not arg.startswith("-") and ("=" in arg or arg.startswith("~"))]
+    return overrides + [arg for arg in argv if arg not in overrides]
 
 
 def _run_hydra(args: list[str]) -> int:
