@@ -75,7 +75,7 @@ class FakeGrid(Grid):
 
 def nodes(count: int) -> dict[int, int]:
     """Return client ids by node ids whose order says nothing of the clients."""
-    return {10_007 * (client * 5 % count + 1) % 9_973: client for client in range(count)}
+    return {1000 + (61 * client + 17) % 97: client for client in range(count)}
 
 
 def small_global() -> Tensors:

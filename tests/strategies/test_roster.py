@@ -1,0 +1,77 @@
+"""Who the clients are: asked once, twins refused, newcomers learned later."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from fake_grid import FakeGrid
+from flwr.app import Error, Message, RecordDict
+
+from fedpeft.core import wire
+from fedpeft.strategies.roster import Roster
+
+NODES = {50: 2, 40: 0, 60: 1}
+
+
+def ids(roster: Roster, grid: FakeGrid) -> list[int]:
+    return [client.client_id for client in roster.refresh(grid)]
+
+
+def test_clients_come_by_client_id_and_are_asked_once() -> None:
+    grid, roster = FakeGrid(NODES), Roster()
+    clients = roster.refresh(grid)
+    assert [(c.client_id, c.node_id, c.num_examples, c.device, c.rank) for c in clients] == [
+        (0, 40, 10, "board", 2), (1, 60, 11, "board", 2), (2, 50, 12, "board", 2),
+    ]  # fmt: skip
+    assert roster.refresh(grid) == clients
+    assert [message.metadata.message_type for message in grid.asked] == ["query.hello"] * 3
+    assert roster.get(40) == clients[0]
+    assert roster.get(41) is None
+
+
+def test_new_nodes_are_learned_and_gone_ones_left_out() -> None:
+    grid, roster = FakeGrid({50: 2, 40: 0}), Roster()
+    assert ids(roster, grid) == [0, 2]
+    grid.clients = {40: 0, 60: 1, 70: 3}
+    assert ids(roster, grid) == [0, 1, 3]
+    assert [m.metadata.dst_node_id for m in grid.asked] == [40, 50, 60, 70]
+    grid.clients = {50: 2}
+    assert ids(roster, grid) == [2]
+
+
+@pytest.mark.parametrize("claimants", [2, 3, 4])
+def test_all_who_claim_one_client_id_are_left_out(claimants: int, caplog: pytest.LogCaptureFixture) -> None:
+    grid, roster = FakeGrid({**NODES, **{100 + i: 0 for i in range(claimants - 1)}}), Roster()
+    with caplog.at_level(logging.WARNING):
+        assert ids(roster, grid) == [1, 2]
+        assert ids(roster, grid) == [1, 2]
+    assert len([record for record in caplog.records if "client 0" in record.message]) == claimants - 1
+
+
+def test_a_late_twin_drops_both_and_a_later_one_does_not_pass() -> None:
+    grid, roster = FakeGrid(NODES), Roster()
+    assert ids(roster, grid) == [0, 1, 2]
+    grid.clients[99] = 0
+    assert ids(roster, grid) == [1, 2]
+    del grid.clients[99], grid.clients[40]
+    grid.clients[98] = 0
+    assert ids(roster, grid) == [1, 2]
+
+
+@pytest.mark.parametrize("answer", ["error", "empty", "out of range"])
+def test_nodes_that_do_not_say_who_they_are_are_left_out(answer: str, caplog: pytest.LogCaptureFixture) -> None:
+    def hello(message: Message) -> Message:
+        if message.metadata.dst_node_id != 60:
+            return grid.say_hello(message)
+        if answer == "error":
+            return Message(Error(2, "no"), reply_to=message)
+        content = RecordDict() if answer == "empty" else wire.hello_reply(client_id=-1, num_examples=1, device="d", rank=None)
+        return Message(content, reply_to=message)
+
+    grid, roster = FakeGrid(NODES), Roster()
+    grid.hello = hello
+    assert ids(roster, grid) == [0, 2]
+    assert "node 60 is left out" in caplog.text
+    assert ids(roster, grid) == [0, 2]
+    assert len(grid.asked) == 3
