@@ -63,7 +63,14 @@ class Method(Protocol):
         ...
 
     def save(self, tensors: Tensors, folder: Path, *, base_model: str, head_keys: frozenset[str]) -> None:
-        """Write the adapter in Hugging Face PEFT format: it loads with ``PeftModel.from_pretrained``."""
+        """Write the adapter in Hugging Face PEFT format: it loads with ``PeftModel.from_pretrained``.
+
+        Args:
+            tensors: what travels.
+            folder: where to write.
+            base_model: folder or hub id of the base model, for whoever loads the adapter.
+            head_keys: names of the model's head, whether it travels or not.
+        """
         ...
 
 

@@ -9,17 +9,15 @@ if TYPE_CHECKING:
     from torch import nn
 
 HEAD_NAMES = ("classifier", "score")
-"""Module names of sequence-classification heads in transformers, as HF peft lists them."""
+"""Names of sequence-classification heads in transformers; HF peft takes every module whose name ends so for the head, DistilBERT's ``pre_classifier`` too."""
 
 
-def head_module_name(model: nn.Module) -> str | None:
-    """Return the name of the model's classification head, None for a model without one."""
-    return next((name for name in HEAD_NAMES if hasattr(model, name)), None)
+def head_module_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the modules that make the model's classification head, () for a model without one."""
+    return tuple(name for name, _ in model.named_children() if name.endswith(HEAD_NAMES))
 
 
 def head_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the head's parameters by the name HF peft saves them under."""
-    name = head_module_name(model)
-    if name is None:
-        return {}
-    return {f"base_model.model.{name}.{key}": value for key, value in getattr(model, name).named_parameters()}
+    names = head_module_names(model)
+    return {f"base_model.model.{name}.{key}": value for name in names for key, value in getattr(model, name).named_parameters()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.types import Tensors
 from fedpeft.methods.base import HEAD_MODES, Tunable
-from fedpeft.methods.heads import head_module_name, head_parameters
+from fedpeft.methods.heads import head_module_names, head_parameters
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +73,7 @@ class LoRA:
         self._check_targets(model)
         heads = head_parameters(model)
         model.requires_grad_(False)
-        inject_adapter_in_model(self._config(), model)
+        inject_adapter_in_model(self._config(heads), model)
         _use_float32_factors(model)
         # keep_vars: the parameters themselves, not detached copies, because an optimiser must see their gradients.
         live = get_peft_model_state_dict(model, state_dict=model.state_dict(keep_vars=True))
@@ -94,30 +94,35 @@ class LoRA:
         """Write ``adapter_config.json`` and ``adapter_model.safetensors``; see ``Method.save``."""
         from safetensors.numpy import save_file
 
-        heads = sorted({key.removeprefix(PREFIX).split(".")[0] for key in head_keys})
-        config = self._config(base_model=base_model, task_type="SEQ_CLS" if heads else None, modules_to_save=heads or None)
+        heads = sorted({key.removeprefix(PREFIX).split(".")[0] for key in head_keys & tensors.keys()})
+        config = self._config(head_keys, base_model=base_model, task_type="SEQ_CLS" if heads else None, modules_to_save=heads or None)
         entries = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "adapter_config.json").write_text(json.dumps(entries | {"inference_mode": True}, indent=2, default=str) + "\n")
         save_file(dict(tensors), folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
-    def _config(self, base_model: str | None = None, **extra: Any) -> Any:
+    def _config(self, head_keys: Iterable[str], base_model: str | None = None, **extra: Any) -> Any:
         from peft import LoraConfig
 
+        # The head trains whole; RoBERTa's has a module "dense" like every layer, which must not get factors beside that.
+        in_head = {key.removeprefix(PREFIX).rpartition(".")[0] for key in head_keys}
+        excluded = sorted(name for name in in_head if any(f".{name}".endswith(f".{target}") for target in self.target_modules))
         return LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
             target_modules=list(self.target_modules),
+            exclude_modules=excluded or None,
             base_model_name_or_path=base_model,
             **extra,
         )
 
     def _check_targets(self, model: nn.Module) -> None:
         """Refuse names that match no module, and name those that would do; also a rank above a target's size."""
-        linear = {name: module for name, module in model.named_modules() if type(module).__name__ in ("Linear", "Conv1D")}
-        own = head_module_name(model)
-        names = {name.split(".")[-1] for name in linear if own is None or not name.startswith(own)}
+        head = head_module_names(model)
+        found = {name: module for name, module in model.named_modules() if type(module).__name__ in ("Linear", "Conv1D")}
+        linear = {name: module for name, module in found.items() if name.split(".")[0] not in head}
+        names = {name.split(".")[-1] for name in linear}
         problems = []
         if missing := [target for target in self.target_modules if target.split(".")[-1] not in names]:
             problems.append(

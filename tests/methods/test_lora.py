@@ -1,0 +1,113 @@
+"""LoRA's own numbers and its refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import toy as maker
+from torch import nn
+
+from fedpeft.core.errors import ConfigError
+from fedpeft.methods.base import extract_tensors, load_tensors
+from fedpeft.methods.heads import head_module_names, head_parameters
+from fedpeft.methods.lora import LoRA
+from fedpeft.tasks.models import load_classifier
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(maker.write_model(tmp_path_factory.mktemp("lora") / "model"))
+
+
+def classifier(folder: str, dtype: str = "float32") -> nn.Module:
+    return load_classifier(folder, num_labels=2, dtype=dtype, dropout=0.0, seed=0)
+
+
+def test_names_and_shapes_are_hugging_faces(folder: str) -> None:
+    """Two layers, query and value, hidden size 32, rank 3: A (3, 32), B (32, 3); the head (2, 32) and (2,)."""
+    shared = extract_tensors(LoRA(rank=3).attach(classifier(folder), "share").shared)
+    layers = [f"base_model.model.bert.encoder.layer.{i}.attention.self.{m}.lora_{f}.weight" for i in (0, 1) for m in ("query", "value") for f in "AB"]
+    assert list(shared) == sorted([*layers, "base_model.model.classifier.weight", "base_model.model.classifier.bias"])
+    assert {shared[name].shape for name in layers if "lora_A" in name} == {(3, 32)}
+    assert {shared[name].shape for name in layers if "lora_B" in name} == {(32, 3)}
+    assert all(value.dtype == np.float32 for value in shared.values())
+    assert all(not shared[name].any() for name in layers if "lora_B" in name)
+    assert all(shared[name].any() for name in layers if "lora_A" in name)
+
+
+@pytest.mark.parametrize(("rank", "alpha"), [(2, 4), (2, 1), (4, 16)])
+def test_update_is_alpha_over_rank_b_a(folder: str, rank: int, alpha: float) -> None:
+    """W x + (alpha / rank) B (A x), computed by numpy, is what the adapted module returns."""
+    method = LoRA(rank=rank, alpha=alpha, target_modules=["query"])
+    tunable = method.attach(classifier(folder), "freeze")
+    rng = np.random.default_rng(0)
+    load_tensors(tunable.shared, {k: rng.normal(size=v.shape).astype(np.float32) for k, v in tunable.shared.items()})
+    query = tunable.model.bert.encoder.layer[1].attention.self.query
+    x = rng.normal(size=(5, 32)).astype(np.float32)
+    got = query(torch.from_numpy(x)).detach().numpy()
+    a, b = (query.__getattr__(f"lora_{f}")["default"].weight.detach().numpy().astype(np.float64) for f in "AB")
+    base = query.base_layer.weight.detach().numpy().astype(np.float64)
+    expected = x @ base.T + query.base_layer.bias.detach().numpy() + method.scaling * (x @ a.T @ b.T)
+    assert method.scaling == alpha / rank
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_factors_are_float32_beside_a_bfloat16_base(folder: str) -> None:
+    tunable = LoRA(rank=2).attach(classifier(folder, "bfloat16"), "share")
+    assert {v.dtype for v in tunable.trainable} == {torch.float32}
+    assert {p.dtype for p in tunable.model.parameters() if not p.requires_grad} == {torch.bfloat16}
+
+
+def test_all_wrong_arguments_are_named_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        LoRA(rank=0, alpha=0, dropout=1.0, target_modules=[])
+    assert [line.split()[0] for line in caught.value.problems] == ["rank", "alpha", "dropout", "target_modules"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"rank": 1025}, {"rank": 2.0}, {"rank": True}, {"rank": "8"}, {"alpha": -1}, {"alpha": float("nan")}, {"dropout": -0.1}, {"target_modules": "query"}],
+)
+def test_wrong_arguments_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        LoRA(**settings)
+
+
+def test_unknown_targets_are_refused_with_those_that_exist(folder: str) -> None:
+    with pytest.raises(ConfigError, match=r"has no module q_proj: it has dense, key, query, value \(set method.target_modules\)"):
+        LoRA(target_modules=["query", "q_proj"]).attach(classifier(folder), "share")
+
+
+def test_the_head_is_no_target(folder: str) -> None:
+    with pytest.raises(ConfigError, match="has no module classifier"):
+        LoRA(rank=1, target_modules=["classifier"]).attach(classifier(folder), "share")
+
+
+def test_rank_above_a_target_is_refused_and_at_it_taken(folder: str) -> None:
+    with pytest.raises(ConfigError, match="rank 33 is above the smallest target's size 32"):
+        LoRA(rank=33).attach(classifier(folder), "share")
+    assert LoRA(rank=32).attach(classifier(folder), "share").rank == 32
+
+
+def test_heads_are_found_by_name(folder: str) -> None:
+    model = classifier(folder)
+    assert head_module_names(model) == ("classifier",)
+    assert list(head_parameters(model)) == ["base_model.model.classifier.weight", "base_model.model.classifier.bias"]
+    assert head_module_names(nn.Linear(1, 1)) == ()
+    assert head_parameters(nn.Linear(1, 1)) == {}
+
+
+def test_saved_config_names_base_and_head(folder: str, tmp_path: Path) -> None:
+    tunable = LoRA(rank=2, alpha=4).attach(classifier(folder), "share")
+    LoRA(rank=2, alpha=4).save(extract_tensors(tunable.shared), tmp_path / "new" / "adapter", base_model="some/model", head_keys=tunable.head_keys)
+    config = json.loads((tmp_path / "new" / "adapter" / "adapter_config.json").read_text())
+    wanted = {
+        "peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": "some/model", "task_type": "SEQ_CLS", "modules_to_save": ["classifier"],
+        "target_modules": ["query", "value"], "inference_mode": True,
+    }  # fmt: skip
+    assert {key: config[key] for key in wanted} == wanted
