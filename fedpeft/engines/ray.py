@@ -6,9 +6,13 @@ import importlib.util
 import logging
 import os
 import sys
+import threading
 import warnings
 from dataclasses import dataclass
 from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
 
 from fedpeft import config as cfg
 from fedpeft.client.app import build_app
@@ -17,7 +21,7 @@ from fedpeft.core.errors import ConfigError, EngineError, FedPeftError
 from fedpeft.core.events import Observer
 from fedpeft.engines.memory import KERNEL_CACHES, available_cores, tame_memory, tree_mb
 from fedpeft.engines.session import close_session, local_shard_map, open_session, travelling
-from fedpeft.server.app import build_server_app
+from fedpeft.server.app import Session, serve
 from fedpeft.server.checkpoint import Checkpoint
 
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **KERNEL_CACHES}
@@ -73,7 +77,7 @@ class Ray:
             poll_s=0.05,
         )
         try:
-            self._simulate(session, config_json, config["num_clients"], workers)
+            self._simulate(session, config_json, workers)
         except KeyboardInterrupt:
             close_session(session, "interrupted")
             raise
@@ -82,31 +86,44 @@ class Ray:
             raise _cause(error) from error
         return close_session(session, "finished")
 
-    def _simulate(self, session: Any, config_json: str, num_clients: int, workers: int) -> None:
+    def _simulate(self, session: Session, config_json: str, workers: int) -> None:
         import ray
         from flwr.simulation import run_simulation
 
-        init: dict[str, Any] = {"runtime_env": {"env_vars": WORKER_ENVIRONMENT | _import_path()}, "log_to_driver": False, "logging_level": logging.ERROR}
-        init |= {"address": self.address} if self.address else {"num_cpus": workers, "include_dashboard": False}
-        logging.getLogger("flwr").setLevel(logging.ERROR)
+        init: dict[str, Any] = {"address": self.address} if self.address else {"num_cpus": workers, "include_dashboard": False}
+        environment = {"env_vars": {**WORKER_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}}
+        logging.getLogger("flwr").setLevel(logging.CRITICAL)
+        # Flower passes its own runtime environment to ray.init and takes a Ray that runs already as it is.
+        ray.init(runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR, **init)
+        server_app, ended = _server_app(session)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                # Flower takes a Ray that runs already; its own start allows no environment for the actors.
-                ray.init(**init)
                 run_simulation(
-                    server_app=build_server_app(session),
+                    server_app=server_app,
                     client_app=build_app(config_json, None),
-                    num_supernodes=num_clients,
+                    num_supernodes=session.runtime.config["num_clients"],
                     backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
                 )
         finally:
+            # The ServerApp runs in a thread of its own, which nobody else tells that the simulation is over.
+            session.stop.set()
+            ended.wait(timeout=30)
             ray.shutdown()
 
 
-def _import_path() -> dict[str, str]:
-    """Return what lets actors import what this process can, such as a strategy beside the user's script."""
-    return {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+def _server_app(session: Session) -> tuple[ServerApp, threading.Event]:
+    """Return the ServerApp and an event that is set when it has ended."""
+    app, ended = ServerApp(), threading.Event()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        try:
+            serve(grid, session)
+        finally:
+            ended.set()
+
+    return app, ended
 
 
 def _tree() -> list[int]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
@@ -39,6 +40,7 @@ class Session:
         checkpoint: where to go on from, None to start at round 1.
         observers: told of everything, the record first.
         poll_s: real seconds between two looks at a grid that does not wait by itself.
+        stop: set when replies will not come any more.
     """
 
     runtime: Runtime
@@ -47,6 +49,7 @@ class Session:
     checkpoint: Checkpoint | None
     observers: tuple[Observer, ...]
     poll_s: float = 0.0
+    stop: Event = field(default_factory=Event)
 
 
 def build_server_app(session: Session) -> ServerApp:
@@ -90,6 +93,7 @@ def serve(grid: Grid, session: Session) -> None:
         deadline_s=config["round"]["deadline_s"],
         observers=session.observers,
         poll_s=session.poll_s,
+        stop=session.stop,
     )
     start = _resume(session, strategy, clocked)
     clients = roster.refresh(clocked, timeout=config["round"]["timeout_s"])

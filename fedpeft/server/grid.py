@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from threading import Event
 
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedpeft.core import wire
+from fedpeft.core.errors import EngineError
 from fedpeft.core.events import ClientReplied, ExchangeStarted, Observer, tell
 from fedpeft.core.types import ClientInfo, Cost, Work
 from fedpeft.strategies.roster import Roster
@@ -57,6 +59,7 @@ class ClockedGrid(Grid):
         deadline_s: simulated seconds that a training exchange may take, None for no limit.
         observers: told of every exchange.
         poll_s: real seconds between two looks at the inner grid when nothing came; 0 where the inner grid waits by itself.
+        stop: set by the engine when replies will not come any more.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class ClockedGrid(Grid):
         deadline_s: float | None = None,
         observers: tuple[Observer, ...] = (),
         poll_s: float = 0.0,
+        stop: Event | None = None,
     ) -> None:
         self.inner = inner
         self.clock = VirtualClock()
@@ -78,6 +82,7 @@ class ClockedGrid(Grid):
         self._deadline_s = deadline_s
         self._observers = observers
         self._poll_s = poll_s
+        self._stop = stop or Event()
         self._sent: dict[str, _Sent] = {}
 
     @property
@@ -145,6 +150,8 @@ class ClockedGrid(Grid):
             came = list(self.pull_messages(waiting))
             waiting.difference_update(reply.metadata.reply_to_message_id for reply in came)
             replies.extend(came)
+            if self._stop.is_set():
+                raise EngineError("the engine stopped while replies were missing")
             if not came and self._poll_s:
                 time.sleep(self._poll_s)
         return replies
