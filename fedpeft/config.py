@@ -123,8 +123,8 @@ def build(node: Mapping[str, Any], allow: Sequence[str] | None = None, **extra: 
 
     Args:
         node: plain data with a ``_target_``.
-        allow: prefixes of class paths that may be built, None for any. A client builds only classes that are defined under what its operator allows: a config from
-            the network must not be a way to run code.
+        allow: prefixes of class paths that may be built, None for any. A client builds only classes that are defined under what its operator allows: a config
+            from the network must not be a way to run code.
         extra: further keyword arguments.
 
     Raises:

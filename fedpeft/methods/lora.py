@@ -14,7 +14,6 @@ from fedpeft.methods.base import HEAD_MODES, Tunable
 from fedpeft.methods.heads import head_module_names, head_parameters
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 MAX_RANK = 1024
@@ -61,7 +60,7 @@ class LoRA:
 
     @property
     def scaling(self) -> float:
-        """alpha / rank."""
+        """What the product B A is multiplied by: alpha / rank."""
         return self.alpha / self.rank
 
     def attach(self, model: nn.Module, head: str) -> Tunable:

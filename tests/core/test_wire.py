@@ -123,7 +123,10 @@ def test_keys_and_sizes_of_a_record() -> None:
 
 
 def test_bytes_by_hand() -> None:
-    """float32 (3, 4): 128 bytes of npy header + 48, key "x" 1. Metrics: "loss" 4 + 8, "n" 1 + 8, "list" 4 + 3 x 8. Config: "on" 2 + 1, "i" 1 + 8, "t" 1 + 5, "b" 1 + 2."""
+    """float32 (3, 4): 128 bytes of npy header + 48, key "x" 1.
+
+    Metrics: "loss" 4 + 8, "n" 1 + 8, "list" 4 + 3 x 8. Config: "on" 2 + 1, "i" 1 + 8, "t" 1 + 5, "b" 1 + 2.
+    """
     content = RecordDict({
         "arrays": ArrayRecord({"x": Array(ndarray=X)}),
         "metrics": MetricRecord({"loss": 0.5, "n": 3, "list": [1.0, 2.0, 3.0]}),
