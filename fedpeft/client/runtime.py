@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -105,6 +105,16 @@ class Runtime:
         return cfg.build(self.config["fleet"], self.allow).assign(self.config["num_clients"], self.seed)
 
     @cached_property
+    def _recent_rows(self) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
+        """Looking up a client's rows takes some milliseconds; the last few hundred clients are remembered."""
+
+        def look_up(client_id: int) -> tuple[np.ndarray, np.ndarray]:
+            held = self.examples.rows[self.examples.partition.indices(client_id)]
+            return client_split(held, self.config["task"]["client_test_fraction"], self.seed, client_id)
+
+        return lru_cache(maxsize=256)(look_up)
+
+    @cached_property
     def _sizes(self) -> np.ndarray:
         return self.examples.partition.sizes()
 
@@ -117,8 +127,7 @@ class Runtime:
 
     def client_rows(self, client_id: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the task rows that a client trains on and those it keeps for its own evaluation."""
-        held = self.examples.rows[self.examples.partition.indices(client_id)]
-        return client_split(held, self.config["task"]["client_test_fraction"], self.seed, client_id)
+        return self._recent_rows(client_id)
 
     def num_train_examples(self, client_id: int) -> int:
         """Return how many examples a client trains on, without looking them up."""
@@ -246,7 +255,7 @@ def describe_data(runtime: Runtime, most: int = 200) -> dict[str, Any]:
     data = runtime.examples
     clients = []
     for client_id in range(min(most, runtime.config["num_clients"])):
-        rows = data.rows[data.partition.indices(client_id)]
+        rows = np.concatenate(runtime.client_rows(client_id))
         clients.append({
             "client_id": client_id,
             "device": runtime.devices[client_id],

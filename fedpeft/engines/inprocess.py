@@ -11,7 +11,7 @@ from flwr.app import Context, RecordDict
 
 from fedpeft import config as cfg
 from fedpeft.client.app import build_app
-from fedpeft.client.runtime import Runtime, runtime_for
+from fedpeft.client.runtime import Runtime, describe_data, runtime_for
 from fedpeft.core.errors import ConfigError, EngineError
 from fedpeft.core.events import Observer
 from fedpeft.core.types import Tensors
@@ -63,6 +63,8 @@ class InProcess:
         config_json = travelling(config)
         runtime = runtime_for(config_json, None)
         client_app = build_app(config_json, None)
+        # Before the fork, so that workers inherit the rows of the clients that it looks up.
+        holdings = describe_data(runtime)
         freeze_heap()
         pool = ForkPool(
             min(self.num_workers, config["cohort_size"]),
@@ -74,6 +76,7 @@ class InProcess:
         try:
             session = open_session(
                 runtime,
+                holdings=holdings,
                 checkpoint=checkpoint,
                 earlier=earlier,
                 observers=observers,

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedpeft import config as cfg
 from fedpeft.client.app import build_app
-from fedpeft.client.runtime import runtime_for
+from fedpeft.client.runtime import describe_data, runtime_for
 from fedpeft.core.errors import ConfigError, EngineError, FedPeftError
 from fedpeft.core.events import Observer
 from fedpeft.engines.memory import KERNEL_CACHES, available_cores, tame_memory, tree_mb
@@ -67,6 +67,7 @@ class Ray:
         runtime = runtime_for(config_json, None)
         session = open_session(
             runtime,
+            holdings=describe_data(runtime),
             checkpoint=checkpoint,
             earlier=earlier,
             observers=observers,

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedpeft import __version__
 from fedpeft import config as cfg
-from fedpeft.client.runtime import Runtime, describe_data
+from fedpeft.client.runtime import Runtime
 from fedpeft.core.events import Observer, RunFinished, tell
 from fedpeft.core.types import Tensors
 from fedpeft.server.app import Session
@@ -34,6 +34,7 @@ def versions() -> dict[str, str]:
 def open_session(
     runtime: Runtime,
     *,
+    holdings: dict[str, Any],
     checkpoint: Checkpoint | None,
     earlier: dict[str, Any],
     observers: tuple[Observer, ...],
@@ -47,6 +48,7 @@ def open_session(
 
     Args:
         runtime: the run's model and data.
+        holdings: who holds what, for ``data.json``.
         checkpoint: where a resumed run goes on from.
         earlier: the summary of the process that wrote the checkpoint, {} for a new run.
         observers: told of everything after the record has been.
@@ -58,7 +60,7 @@ def open_session(
     """
     config = runtime.config
     run_dir = Path(config["run_dir"])
-    write_json(run_dir / "data.json", describe_data(runtime))
+    write_json(run_dir / "data.json", holdings)
     record = RunRecord(
         run_dir,
         fixed={"name": config["name"], "workers": workers, "seed": config["seed"], "versions": versions()},

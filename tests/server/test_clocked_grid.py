@@ -1,0 +1,150 @@
+"""Virtual time: computed by hand, for any strategy's messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from threading import Event as Flag
+
+import numpy as np
+import pytest
+from flwr.app import Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from fedpeft.core import wire
+from fedpeft.core.errors import EngineError
+from fedpeft.core.events import ClientReplied, Event, ExchangeStarted
+from fedpeft.core.types import Cost, Work
+from fedpeft.engines.flower_private import Run, set_identity, set_message_id
+from fedpeft.server.grid import ClockedGrid
+from fedpeft.strategies.roster import Roster
+
+FLOPS = {10: 100.0, 11: 400.0, 12: 900.0}
+
+
+class Echo(Grid):
+    """Three nodes that answer at once: node 12 claims the most work, node 13 fails, node 14 never answers."""
+
+    def __init__(self) -> None:
+        set_identity(run_id=1, node_id=1)
+        self._replies: dict[str, Message] = {}
+
+    @property
+    def run(self) -> Run:
+        return Run.create_empty(1)
+
+    def set_run(self, run: Run) -> None:
+        raise AssertionError("unused")
+
+    def create_message(self, *args: object, **kwargs: object) -> Message:
+        raise AssertionError("unused")
+
+    def get_node_ids(self) -> Iterable[int]:
+        return [10, 11, 12, 13, 14]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = []
+        for i, message in enumerate(messages):
+            node = message.metadata.dst_node_id
+            set_message_id(message, f"{message.metadata.message_type}-{node}-{i}")
+            ids.append(message.metadata.message_id)
+            if message.metadata.message_type == wire.HELLO_QUERY:
+                content = wire.hello_reply(client_id=node - 10, num_examples=5, device=f"device{node}", rank=None)
+                self._replies[ids[-1]] = Message(content, reply_to=message)
+            elif node == 13:
+                self._replies[ids[-1]] = Message(Error(8, "gone"), reply_to=message)
+            elif node != 14:
+                metrics = {"num-examples": 5, "train-flops": FLOPS[node], "train-steps": 1, "eval-flops": FLOPS[node] / 10}
+                self._replies[ids[-1]] = Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [self._replies.pop(one) for one in list(message_ids) if one in self._replies]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        return self.pull_messages(self.push_messages(messages))
+
+
+def predict(device: str, work: Work) -> Cost:
+    """One second down, one second up, one second for each 100 FLOPs."""
+    return Cost(down_s=1.0, compute_s=work.flops / 100, up_s=1.0)
+
+
+def clocked(deadline_s: float | None, events: list[Event], stop: Flag | None = None) -> tuple[ClockedGrid, Roster]:
+    roster = Roster()
+    grid = ClockedGrid(Echo(), roster=roster, predict=predict, deadline_s=deadline_s, observers=(events.append,), stop=stop)
+    roster.refresh(grid)
+    return grid, roster
+
+
+def ask(nodes: list[int], kind: str = MessageType.TRAIN) -> list[Message]:
+    arrays = wire.encode({"x": np.zeros(3, np.float32)})
+    return [Message(wire.instruction(arrays, 4, wire.Identity()), dst_node_id=node, message_type=kind) for node in nodes]
+
+
+def outcomes(events: list[Event]) -> dict[int, str]:
+    return {event.client_id: event.outcome for event in events if isinstance(event, ClientReplied)}
+
+
+def test_an_exchange_takes_as_long_as_its_slowest_client() -> None:
+    """Seconds: 1 + 1 + 1, 1 + 4 + 1, 1 + 9 + 1; the slowest takes 11, and a second exchange of clients 0 and 1 takes 6 more."""
+    events: list[Event] = []
+    grid, _ = clocked(None, events)
+    assert len(list(grid.send_and_receive(ask([10, 11, 12])))) == 3
+    assert grid.clock.now_s == 11.0
+    grid.send_and_receive(ask([10, 11]))
+    assert grid.clock.now_s == 17.0
+    assert [event.cohort_size for event in events if isinstance(event, ExchangeStarted)] == [3, 2]
+
+
+def test_late_clients_become_errors_and_the_round_takes_the_deadline() -> None:
+    events: list[Event] = []
+    grid, _ = clocked(8.0, events)
+    replies = list(grid.send_and_receive(ask([10, 11, 12])))
+    assert sorted(reply.metadata.src_node_id for reply in replies if reply.has_error()) == [12]
+    assert outcomes(events) == {0: "ok", 1: "ok", 2: "late"}
+    assert grid.clock.now_s == 8.0
+
+
+def test_a_deadline_that_nobody_misses_costs_nothing() -> None:
+    grid, _ = clocked(60.0, [])
+    grid.send_and_receive(ask([10, 11]))
+    assert grid.clock.now_s == 6.0
+
+
+def test_lost_and_silent_clients_are_named_and_waited_out() -> None:
+    events: list[Event] = []
+    grid, _ = clocked(20.0, events)
+    replies = list(grid.send_and_receive(ask([10, 13, 14]), timeout=0.05))
+    assert len(replies) == 2
+    assert outcomes(events) == {0: "ok", 3: "lost", 4: "timeout"}
+    assert grid.clock.now_s == 20.0
+
+
+def test_evaluation_passes_time_but_has_no_deadline() -> None:
+    """Client 2 evaluates in 1 + 0.9 + 1 seconds."""
+    events: list[Event] = []
+    grid, _ = clocked(0.5, events)
+    grid.send_and_receive(ask([12], MessageType.EVALUATE))
+    assert outcomes(events) == {2: "ok"}
+    assert grid.clock.now_s == pytest.approx(2.9)
+
+
+def test_queries_take_no_time_and_bytes_are_those_of_the_records() -> None:
+    """Down: 12 bytes of values, 128 of npy header, 1 of key, and the config's entries."""
+    events: list[Event] = []
+    grid, _ = clocked(None, events)
+    assert grid.clock.now_s == 0.0
+    message = ask([10])
+    grid.send_and_receive(message)
+    event = next(event for event in events if isinstance(event, ClientReplied))
+    config = sum(len(k) + (8 if isinstance(v, int) else len(v)) for k, v in message[0].content["config"].items())
+    assert event.bytes_down == 12 + 128 + 1 + config
+    assert event.bytes_up == sum(len(k) + 8 for k in ("num-examples", "train-flops", "train-steps", "eval-flops"))
+
+
+def test_a_stopped_engine_ends_the_wait() -> None:
+    stop = Flag()
+    grid, _ = clocked(None, [], stop)
+    stop.set()
+    with pytest.raises(EngineError, match="stopped"):
+        grid.send_and_receive(ask([14]))
