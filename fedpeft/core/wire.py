@@ -25,6 +25,7 @@ HELLO_QUERY = "query.hello"
 RUN_CONFIG_KEY = "fedpeft-config"
 NUMPY_STYPE = "numpy.ndarray"
 MAX_METRIC = 1e18
+FLOATS = ("float16", "float32", "float64")
 
 TRAIN_METRICS = frozenset({NUM_EXAMPLES, "train-loss", "train-cpu-s", "train-flops", "train-steps", "adapter-bytes", "head-bytes"})
 EVALUATE_METRICS = frozenset({NUM_EXAMPLES, "eval-loss", "eval-accuracy", "eval-cpu-s", "eval-flops", "eval-steps"})
@@ -135,6 +136,18 @@ def decode(record: ArrayRecord, spec: Mapping[str, TensorSpec], *, max_bytes: in
     return tensors
 
 
+def _decode_any_float(record: ArrayRecord, spec: Mapping[str, TensorSpec], *, max_bytes: int) -> Tensors:
+    """Unpack as ``decode`` does a record whose float types may differ from ``spec``, and convert."""
+    claimed = {key: array.dtype for key, array in record.items()}
+    sent = {key: TensorSpec(one.shape, claimed[key]) if claimed.get(key) in FLOATS else one for key, one in spec.items()}
+    tensors = decode(record, sent, max_bytes=max_bytes)
+    with np.errstate(over="ignore"):
+        converted = {key: value.astype(spec[key].dtype, copy=False) for key, value in tensors.items()}
+    if too_large := [key for key, value in converted.items() if not np.isfinite(value).all()]:
+        raise WireError("finite", f"{too_large[0]} holds values beyond {spec[too_large[0]].dtype}")
+    return converted
+
+
 def instruction(
     arrays: ArrayRecord, server_round: int, identity: Identity, config: Mapping[str, ConfigValue] | None = None
 ) -> RecordDict:
@@ -147,7 +160,8 @@ def instruction(
 def read_instruction(content: RecordDict, spec: Mapping[str, TensorSpec], *, max_bytes: int) -> Instruction:
     """Check what the server sent, with the same rules the server applies to clients.
 
-    Stock Flower strategies send no identity; then its fields read ``none``.
+    Stock Flower strategies send no identity; then its fields read ``none``. Some of them (FedAdam) turn float32 into float64, so that without an identity any
+    float type is converted.
 
     Raises:
         WireError: the message has another form than ``instruction`` gives it, or bad tensors.
@@ -161,8 +175,10 @@ def read_instruction(content: RecordDict, spec: Mapping[str, TensorSpec], *, max
     own = {name: config.pop(f"identity.{name}", "none") for name in Identity.__dataclass_fields__}
     if not all(isinstance(value, str) for value in own.values()):
         raise WireError("identity", "identity fields must be text")
-    tensors = decode(next(iter(content.array_records.values())), spec, max_bytes=max_bytes)
-    return Instruction(tensors=tensors, server_round=server_round, identity=Identity(**own), config=config)  # type: ignore[arg-type]
+    identity = Identity(**own)  # type: ignore[arg-type]
+    read = _decode_any_float if identity == Identity() else decode
+    tensors = read(next(iter(content.array_records.values())), spec, max_bytes=max_bytes)
+    return Instruction(tensors=tensors, server_round=server_round, identity=identity, config=config)  # type: ignore[arg-type]
 
 
 def reply(

@@ -163,6 +163,25 @@ def test_an_instruction_of_a_stock_strategy_has_no_identity() -> None:
     assert dict(read.config) == {"lr": 0.1}
 
 
+def test_a_stock_strategy_may_send_any_float_type() -> None:
+    """FedAdam turns float32 into float64 in its first round. What does not fit float32 is refused, as is anything but floats."""
+
+    def read(value: np.ndarray, **identity: str) -> wire.Instruction:
+        config = ConfigRecord({"server-round": 2, **identity})
+        return wire.read_instruction(RecordDict({"arrays": ArrayRecord({"x": Array(ndarray=value)}), "config": config}), {"x": SPEC}, max_bytes=10**6)
+
+    for dtype in ("float16", "float32", "float64"):
+        got = read((X / 3).astype(dtype)).tensors["x"]
+        assert got.dtype == np.float32
+        assert np.array_equal(got, (X / 3).astype(dtype).astype(np.float32))
+    for check, value in (("finite", np.full((3, 4), 1e300)), ("finite", np.full((3, 4), np.nan)), ("shape", np.zeros((4, 3))), ("dtype", X.astype(int))):
+        with pytest.raises(WireError) as caught:
+            read(value)
+        assert caught.value.check == check
+    with pytest.raises(WireError, match="dtype"):
+        read(X.astype(np.float64), **{"identity.run_id": "r"})
+
+
 @pytest.mark.parametrize(
     ("check", "config"),
     [("round", {"server-round": -1}), ("round", {"server-round": 1.0}), ("round", {"server-round": True}), ("round", {}),

@@ -1,0 +1,83 @@
+"""The contract with Flower's insides: the few private names that we touch still mean what we take them for."""
+
+from __future__ import annotations
+
+import ast
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from flwr.app import Error, Message, RecordDict
+from flwr.serverapp.strategy import Strategy
+
+import fedpeft
+from fedpeft.engines import flower_private
+from fedpeft.engines.flower_private import Run, set_identity, set_message_id
+from fedpeft.server.grid import ERROR_LATE, LOST_CODES
+
+PACKAGE = Path(fedpeft.__file__).parent
+PUBLIC = {"app", "serverapp", "clientapp", "simulation"}
+"""Parts of Flower that its documentation promises."""
+
+
+def imports(path: Path) -> set[str]:
+    """Return the names of modules that a file imports, wherever in it."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return plain | {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+
+
+def test_the_pinned_flower_is_installed() -> None:
+    assert version("flwr").startswith("1.41.")
+
+
+def test_private_imports_stay_in_one_module() -> None:
+    found = {
+        f"{path.relative_to(PACKAGE)}: {name}"
+        for path in PACKAGE.rglob("*.py")
+        if path != Path(flower_private.__file__)
+        for name in imports(path)
+        if name.startswith("flwr.") and name.split(".")[1] not in PUBLIC
+    }
+    assert found == set()
+
+
+def test_a_message_speaks_for_the_identity_that_was_set() -> None:
+    for run_id, node_id in ((7, 1), (2**61, 3)):
+        set_identity(run_id=run_id, node_id=node_id)
+        message = Message(RecordDict(), dst_node_id=9, message_type="train")
+        assert (message.metadata.run_id, message.metadata.src_node_id, message.metadata.dst_node_id) == (run_id, node_id, 9)
+
+
+@pytest.mark.parametrize("content", [RecordDict(), Error(2, "no")])
+def test_a_reply_refers_to_the_id_that_was_set(content: RecordDict | Error) -> None:
+    set_identity(run_id=7, node_id=1)
+    message = Message(RecordDict(), dst_node_id=9, message_type="train")
+    assert message.metadata.message_id == ""
+    set_message_id(message, "m-1")
+    reply = Message(content, reply_to=message)
+    assert message.metadata.message_id == "m-1"
+    assert reply.metadata.reply_to_message_id == "m-1"
+    assert (reply.metadata.src_node_id, reply.metadata.dst_node_id, reply.metadata.run_id) == (9, 1, 7)
+    assert reply.metadata.message_type == "train"
+
+
+def test_an_empty_run_has_the_id_it_was_given() -> None:
+    assert Run.create_empty(2**61 + 5).run_id == 2**61 + 5
+
+
+def test_error_codes_are_flowers() -> None:
+    from flwr.common.constant import ErrorCode
+
+    assert ErrorCode.CLIENT_APP_RAISED_EXCEPTION == 2
+    known = {value for name, value in vars(ErrorCode).items() if name.isupper()}
+    assert known >= LOST_CODES | {ERROR_LATE}
+
+
+def test_every_strategy_is_flowers() -> None:
+    from fedpeft.strategies.base import FedPeft
+
+    assert issubclass(FedPeft, Strategy)
+    assert FedPeft.__abstractmethods__ == frozenset()
+    abstract = {name for name, value in vars(Strategy).items() if getattr(value, "__isabstractmethod__", False)}
+    assert abstract <= set(vars(FedPeft)), "Flower's contract grew"
