@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,11 +97,20 @@ def _check_before_start(overrides: Sequence[str], multirun: bool) -> None:
     problems: dict[str, None] = {}
     for job in _jobs(overrides) if multirun else [list(overrides)]:
         try:
-            cfg.check(cfg.compose(job))
+            config = cfg.compose(job)
+            cfg.check(config)
+            _check_writable(Path(config["run_dir"]))
         except ConfigError as error:
             problems |= dict.fromkeys(error.problems)
     if problems:
         raise ConfigError(list(problems))
+
+
+def _check_writable(run_dir: Path) -> None:
+    # Hydra makes the directory before our code runs and would answer with a traceback.
+    there = next(path for path in (run_dir.absolute(), *run_dir.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ConfigError(f"run_dir {run_dir} cannot be made: {there} is no folder that can be written (set run_dir)")
 
 
 def _jobs(overrides: Sequence[str]) -> list[list[str]]:
