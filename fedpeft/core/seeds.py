@@ -24,7 +24,7 @@ def rng(seed: int, *path: str | int) -> np.random.Generator:
     Equal arguments give equal streams on every machine; different paths give independent ones.
 
     Example:
-        >>> rng(0, "train", 1, 5).integers(100) == rng(0, "train", 1, 5).integers(100)
+        >>> rng(0, "train", 1, 5).bytes(8) == rng(0, "train", 1, 5).bytes(8)
         True
     """
     return np.random.Generator(np.random.PCG64(derive(seed, *path)))
