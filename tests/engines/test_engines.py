@@ -74,7 +74,7 @@ def test_bytes_are_factors_and_head_and_headers(toy_config: Make) -> None:
 def test_late_clients_are_dropped_and_counted(toy_config: Make) -> None:
     free = run(toy_config("rounds=1", "cohort_size=6", name="free"))
     seconds = {row["client_id"]: sum(row["virtual_s"].values()) for row in rows(free, "clients.jsonl")}
-    deadline = sorted(seconds.values())[3] + 1e-9
+    deadline = sorted(seconds.values())[3] + 1e-5  # the table is rounded to microseconds
     late = {client for client, total in seconds.items() if total > deadline}
     assert 0 < len(late) < 6
     bound = run(toy_config("rounds=1", "cohort_size=6", f"round.deadline_s={deadline}", name="bound"))
@@ -93,7 +93,7 @@ def test_the_saved_adapter_has_the_accuracy_that_the_run_reports(toy_config: Mak
 
     from fedpeft.client.runtime import load_examples
 
-    config = toy_config("rounds=4", "client.local_steps=12")
+    config = toy_config("rounds=6", "client.local_steps=12")
     run_dir = run(config)
     base = AutoModelForSequenceClassification.from_pretrained(config["model"]["path"], num_labels=2)
     model = PeftModel.from_pretrained(base, run_dir / "adapter").eval()
