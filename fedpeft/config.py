@@ -99,10 +99,12 @@ def plain(cfg: Any) -> Config:
     """
     from omegaconf import OmegaConf
 
-    if missing := sorted(OmegaConf.missing_keys(cfg)):
-        raise ConfigError([f"{key} has no value: give {key}=..." for key in missing])
     try:
+        if missing := sorted(OmegaConf.missing_keys(cfg)):
+            raise ConfigError([f"{key} has no value: give {key}=..." for key in missing])
         return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+    except ConfigError:
+        raise
     except Exception as error:
         raise ConfigError(_one_line(error)) from error
 
