@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -20,6 +21,8 @@ from fedpeft.core.errors import CheckpointError, ConfigError, FedPeftError
 if TYPE_CHECKING:
     from fedpeft.core.events import Observer
     from fedpeft.server.checkpoint import Checkpoint
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def launch(config: cfg.Config, overrides: Sequence[str]) -> int:
@@ -45,6 +48,12 @@ def launch(config: cfg.Config, overrides: Sequence[str]) -> int:
     except FedPeftError as error:
         print_error(error)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        what = error.filename or config["run_dir"]
+        print_error(FedPeftError(f"{what}: {error.strerror} (free space, then continue with: fedpeft simulate resume={config['run_dir']})"))
+        return 1
 
 
 def _run(config: cfg.Config, run_dir: Path, resuming: bool, started_at: float) -> int:

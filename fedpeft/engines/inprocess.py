@@ -18,7 +18,7 @@ from fedpeft.core.types import Tensors
 from fedpeft.engines.grid import InProcessGrid, handle
 from fedpeft.engines.memory import available_cores, freeze_heap, tame_memory, tree_mb
 from fedpeft.engines.pool import ForkPool
-from fedpeft.engines.session import close_session, open_session, travelling
+from fedpeft.engines.session import close_session, mark_failed, open_session, travelling
 from fedpeft.server.app import build_server_app
 from fedpeft.server.checkpoint import Checkpoint
 from fedpeft.server.evaluate import ShardMap
@@ -99,7 +99,7 @@ class InProcess:
                 close_session(session, "interrupted")
                 raise
             except Exception:
-                session.record.write_summary("failed")
+                mark_failed(session)
                 raise
             return close_session(session, "finished")
         finally:

@@ -20,7 +20,7 @@ from fedpeft.client.runtime import describe_data, runtime_for
 from fedpeft.core.errors import ConfigError, EngineError, FedPeftError
 from fedpeft.core.events import Observer
 from fedpeft.engines.memory import KERNEL_CACHES, available_cores, tame_memory, tree_mb
-from fedpeft.engines.session import close_session, local_shard_map, open_session, travelling
+from fedpeft.engines.session import close_session, local_shard_map, mark_failed, open_session, travelling
 from fedpeft.server.app import Session, serve
 from fedpeft.server.checkpoint import Checkpoint
 
@@ -83,7 +83,7 @@ class Ray:
             close_session(session, "interrupted")
             raise
         except Exception as error:
-            session.record.write_summary("failed")
+            mark_failed(session)
             raise _cause(error) from error
         return close_session(session, "finished")
 

@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,12 @@ def close_session(session: Session, status: str) -> dict[str, Any]:
     summary = session.record.write_summary(status)
     tell(session.observers, RunFinished(summary=summary))
     return summary
+
+
+def mark_failed(session: Session) -> None:
+    """Say in the summary that the run failed, unless the disk is what failed."""
+    with suppress(OSError):
+        session.record.write_summary("failed")
 
 
 def local_shard_map(runtime: Runtime) -> ShardMap:

@@ -140,3 +140,21 @@ def resume_code(run_dir: str, override: str, capfd: pytest.CaptureFixture[str]) 
     code = main(["simulate", f"resume={run_dir}", override])
     error = capfd.readouterr().err
     return code, next((text for text in ("method.rank: was 2, now 1", "has done its 1 rounds") if text in error), error)
+
+
+def test_a_disk_that_fills_while_checkpointing_loses_nothing(toy: list[str], tmp_path: Path) -> None:
+    """Under a limit on the size of a file the kernel refuses the checkpoint's tensors, as a full disk does; without it the run goes on."""
+    run_dir = tmp_path / "run"
+    limited = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (14000, 14000)); "
+        "from fedpeft.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", limited, "simulate", *toy, "method.rank=16", "rounds=2", f"run_dir={run_dir}"]
+    full = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert full.returncode == 1
+    assert full.stderr.count("\n") == 1, full.stderr
+    assert "checkpoint of round 1 cannot be written" in full.stderr
+    assert json.loads((run_dir / "summary.json").read_text())["status"] == "failed"
+    done = resume(run_dir)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run_dir / "summary.json").read_text())["rounds"] == 2
