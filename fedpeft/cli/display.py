@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from fedpeft.cli import panel
 from fedpeft.cli.progress import Progress
-from fedpeft.core.events import Event, RoundFinished, RoundKept, RunFinished, RunStarted
+from fedpeft.core.events import Event, Preparing, RoundFinished, RoundKept, RunFinished, RunStarted
 from fedpeft.report import numbers
 
 if TYPE_CHECKING:
@@ -69,6 +69,9 @@ class LiveDisplay:
 
     def __call__(self, event: Event) -> None:
         """Take one event and show what it changes."""
+        if isinstance(event, Preparing):
+            self._line(f"{event.what} ...")
+            return
         self.progress.take(event)
         if self._in_place:
             self._draw(event)

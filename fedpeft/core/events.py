@@ -13,6 +13,13 @@ from fedpeft.core.types import Cost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Preparing:
+    """Something that takes seconds is being done before the first round."""
+
+    what: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted:
     """The first round is about to begin."""
 
@@ -98,7 +105,8 @@ class RunFinished:
 
 
 Event = (
-    RunStarted
+    Preparing
+    | RunStarted
     | ExchangeStarted
     | ClientReplied
     | ClientRejected

@@ -13,7 +13,7 @@ from fedpeft import config as cfg
 from fedpeft.client.app import build_app
 from fedpeft.client.runtime import Runtime, describe_data, runtime_for
 from fedpeft.core.errors import ConfigError, EngineError
-from fedpeft.core.events import Observer
+from fedpeft.core.events import Observer, Preparing, tell
 from fedpeft.core.types import Tensors
 from fedpeft.engines.grid import InProcessGrid, handle
 from fedpeft.engines.memory import available_cores, freeze_heap, tame_memory, tree_mb
@@ -61,6 +61,7 @@ class InProcess:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         tame_memory()
         config_json = travelling(config)
+        tell(observers, Preparing(what="loading model and data"))
         runtime = runtime_for(config_json, None)
         client_app = build_app(config_json, None)
         # Before the fork, so that workers inherit the rows of the clients that it looks up.

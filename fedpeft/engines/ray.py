@@ -18,7 +18,7 @@ from fedpeft import config as cfg
 from fedpeft.client.app import build_app
 from fedpeft.client.runtime import describe_data, runtime_for
 from fedpeft.core.errors import ConfigError, EngineError, FedPeftError
-from fedpeft.core.events import Observer
+from fedpeft.core.events import Observer, Preparing, tell
 from fedpeft.engines.memory import KERNEL_CACHES, available_cores, tame_memory, tree_mb
 from fedpeft.engines.session import close_session, local_shard_map, mark_failed, open_session, travelling
 from fedpeft.server.app import Session, serve
@@ -64,7 +64,9 @@ class Ray:
         tame_memory()
         workers = available_cores() if self.workers == "auto" else int(self.workers)
         config_json = travelling(config)
+        tell(observers, Preparing(what="loading model and data"))
         runtime = runtime_for(config_json, None)
+        tell(observers, Preparing(what=f"connecting to Ray at {self.address}" if self.address else "starting Ray"))
         session = open_session(
             runtime,
             holdings=describe_data(runtime),
