@@ -27,7 +27,12 @@ class FakeGrid(Grid):
         hello: what a node says of itself, None to answer soundly.
     """
 
-    def __init__(self, clients: Mapping[int, int], answer: Answer | None = None, hello: Callable[[Message], Message] | None = None) -> None:
+    def __init__(
+        self,
+        clients: Mapping[int, int],
+        answer: Answer | None = None,
+        hello: Callable[[Message], Message] | None = None,
+    ) -> None:
         set_identity(run_id=RUN_ID, node_id=1)
         self.clients = dict(clients)
         self.answer = answer or (lambda client_id, message: [])
@@ -42,7 +47,9 @@ class FakeGrid(Grid):
     def set_run(self, run: Run) -> None:
         pass
 
-    def create_message(self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None) -> Message:
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
         return Message(content, dst_node_id=dst_node_id, message_type=message_type, group_id=group_id, ttl=ttl)
 
     def get_node_ids(self) -> Iterable[int]:
@@ -81,7 +88,10 @@ def nodes(count: int) -> dict[int, int]:
 def small_global() -> Tensors:
     """Return global tensors of three shapes, float32."""
     rng = np.random.default_rng(7)
-    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in (("a.lora_A", (3, 4)), ("b.lora_B", (4,)), ("c", (2, 3)))}
+    return {
+        name: rng.normal(size=shape).astype(np.float32)
+        for name, shape in (("a.lora_A", (3, 4)), ("b.lora_B", (4,)), ("c", (2, 3)))
+    }
 
 
 def trained(client_id: int, sent: Tensors, server_round: int = 1) -> Tensors:
@@ -102,8 +112,12 @@ def honest_evaluate(client_id: int, message: Message) -> RecordDict:
     """Return an honest evaluation reply's content: accuracy 0.5 + 0.05 x client id over two groups of 10 examples."""
     right = [5.0, 5.0 + client_id]
     metrics: dict[str, float | list[float]] = {
-        wire.NUM_EXAMPLES: 20, "eval-loss": 1.0 + client_id, "eval-accuracy": sum(right) / 20, "group-correct": right, "group-count": [10.0, 10.0]
-    }  # fmt: skip
+        wire.NUM_EXAMPLES: 20,
+        "eval-loss": 1.0 + client_id,
+        "eval-accuracy": sum(right) / 20,
+        "group-correct": right,
+        "group-count": [10.0, 10.0],
+    }
     return wire.reply(instruction_of(message), None, metrics)
 
 
@@ -120,7 +134,9 @@ def honest(client_id: int, message: Message) -> list[Message]:
     return [Message(make(client_id, message), reply_to=message)]
 
 
-def replaced(content: RecordDict, *, arrays: ArrayRecord | None = None, echo: Mapping[str, object] | None = None) -> RecordDict:
+def replaced(
+    content: RecordDict, *, arrays: ArrayRecord | None = None, echo: Mapping[str, object] | None = None
+) -> RecordDict:
     """Return the content with records exchanged."""
     new = RecordDict(dict(content))  # type: ignore[arg-type]
     if arrays is not None:

@@ -1,27 +1,40 @@
 """Hostile replies, by name: what one bad client of six may send, and the check that must name it.
 
-Each case turns the client's instruction and its honest content into the messages that come back. A check of None means that nothing is wrong: the reply counts.
+Each case turns the client's instruction and its honest content into the messages that come back. A check of None means
+that there is nothing to refuse: the reply counts, or there is none.
 """
 
 from __future__ import annotations
 
-import io
-import os
 import pickle
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from fake_grid import replaced
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from forge import (
+    BOMB_FILE,
+    KEY,
+    Bomb,
+    Forgery,
+    first,
+    header,
+    npy,
+    npy_with_header,
+    odd,
+    plus,
+    raw,
+    reply,
+    with_array,
+    with_arrays,
+    with_content,
+    with_echo,
+    with_metrics,
+    without,
+)
 
 from fedpeft.core import wire
 
-KEY = "a.lora_A"
-SHAPE = (3, 4)
 MAX_BYTES = 100_000
 
 
@@ -39,115 +52,9 @@ class Case:
 
     name: str
     check: str | None
-    make: Callable[[Message, RecordDict], list[Message]]
+    make: Forgery
     counts: bool = False
     named: bool = True
-
-
-class Bomb:
-    """Runs code when it is unpickled: it makes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
-
-
-BOMB_FILE = Path(tempfile.gettempdir()) / f"fedpeft-bomb-{os.getpid()}"
-
-
-def npy(array: np.ndarray, *, version: tuple[int, int] = (1, 0), pickled: bool = False) -> bytes:
-    """Return ``numpy.save`` bytes."""
-    stream = io.BytesIO()
-    np.lib.format.write_array(stream, array, version=version, allow_pickle=pickled)
-    return stream.getvalue()
-
-
-def npy_with_header(header: str, values: bytes = b"", declared: int | None = None) -> bytes:
-    """Return npy bytes, version 1, with a hand-made header."""
-    text = header.encode("latin1") + b"\n"
-    length = declared if declared is not None else len(text)
-    return b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little") + text + values
-
-
-def raw(data: bytes, *, dtype: str = "float32", shape: tuple[int, ...] = SHAPE, stype: str = wire.NUMPY_STYPE) -> Array:
-    """Return an Array that claims what it likes."""
-    return Array(dtype=dtype, shape=shape, stype=stype, data=data)
-
-
-def odd(array: Array, name: str, value: object) -> Array:
-    """Return the Array with a field of a kind that its constructor refuses."""
-    array.__dict__[name] = value
-    return array
-
-
-def reply(content: RecordDict, message: Message) -> Message:
-    return Message(content, reply_to=message)
-
-
-def with_array(make: Callable[[np.ndarray], Array | np.ndarray]) -> Callable[[Message, RecordDict], list[Message]]:
-    """Exchange one array for what ``make`` makes of its honest value."""
-
-    def messages(message: Message, content: RecordDict) -> list[Message]:
-        record = content.array_records[wire.ARRAYS]
-        made = make(record[KEY].numpy())
-        arrays = ArrayRecord(dict(record))
-        # Set afterwards: the constructor copies fields and so refuses some of what the network could carry.
-        arrays[KEY] = made if isinstance(made, Array) else Array(ndarray=made)
-        return [reply(replaced(content, arrays=arrays), message)]
-
-    return messages
-
-
-def with_arrays(make: Callable[[dict[str, Array]], dict[str, Array]]) -> Callable[[Message, RecordDict], list[Message]]:
-    """Exchange all arrays."""
-    return lambda message, content: [reply(replaced(content, arrays=ArrayRecord(make(dict(content.array_records[wire.ARRAYS])))), message)]
-
-
-def with_metrics(**changes: object) -> Callable[[Message, RecordDict], list[Message]]:
-    """Set metrics, underscores for dashes; None leaves one out. Values of types that Flower's records refuse are put past them."""
-
-    def messages(message: Message, content: RecordDict) -> list[Message]:
-        metrics = dict(content.metric_records[wire.METRICS]) | {name.replace("_", "-"): value for name, value in changes.items()}
-        record = MetricRecord()
-        record.__dict__["_data"] |= {k: v for k, v in metrics.items() if v is not None}
-        return [reply(plus(content, wire.METRICS, record), message)]
-
-    return messages
-
-
-def with_echo(**changes: object) -> Callable[[Message, RecordDict], list[Message]]:
-    """Set fields of the echo; None leaves one out."""
-
-    def messages(message: Message, content: RecordDict) -> list[Message]:
-        echo = dict(content.config_records[wire.ECHO]) | {name.replace("server_round", wire.SERVER_ROUND): value for name, value in changes.items()}
-        return [reply(replaced(content, echo={k: v for k, v in echo.items() if v is not None}), message)]
-
-    return messages
-
-
-def with_content(change: Callable[[RecordDict], RecordDict]) -> Callable[[Message, RecordDict], list[Message]]:
-    return lambda message, content: [reply(change(content), message)]
-
-
-def without(content: RecordDict, name: str) -> RecordDict:
-    return RecordDict({key: record for key, record in content.items() if key != name})  # type: ignore[misc]
-
-
-def plus(content: RecordDict, name: str, record: ArrayRecord | MetricRecord | ConfigRecord) -> RecordDict:
-    return RecordDict({**content, name: record})  # type: ignore[dict-item]
-
-
-def first(array: np.ndarray, value: float) -> np.ndarray:
-    """Return the array with its first value exchanged."""
-    copy = array.copy()
-    copy.flat[0] = value
-    return copy
-
-
-def header(shape: tuple[int, ...] = SHAPE, *, descr: str = "<f4", fortran: bool = False) -> str:
-    return str({"descr": descr, "fortran_order": fortran, "shape": shape})
 
 
 TERA = (1024, 1024, 1024, 1024)
@@ -158,8 +65,18 @@ VALUES = [
     Case("1e30", "norm", with_array(lambda x: first(x, 1e30))),
     Case("the largest float32", "norm", with_array(lambda x: np.full_like(x, np.finfo(np.float32).max))),
     Case("far over the round's median", "norm", with_array(lambda x: x + 40)),
-    Case("no change at all", None, lambda m, c: [reply(replaced(c, arrays=m.content.array_records[wire.ARRAYS]), m)], counts=True),
-    Case("all zeros", None, with_arrays(lambda arrays: {k: Array(ndarray=np.zeros_like(a.numpy())) for k, a in arrays.items()}), counts=True),
+    Case(
+        "no change at all",
+        None,
+        lambda m, c: [reply(replaced(c, arrays=m.content.array_records[wire.ARRAYS]), m)],
+        counts=True,
+    ),
+    Case(
+        "all zeros",
+        None,
+        with_arrays(lambda arrays: {k: Array(ndarray=np.zeros_like(a.numpy())) for k, a in arrays.items()}),
+        counts=True,
+    ),
 ]
 FORMS = [
     Case("wrong shape", "shape", with_array(lambda x: np.zeros(5, np.float32))),
@@ -180,12 +97,18 @@ FORMS = [
     Case("text", "dtype", with_array(lambda x: x.astype(str))),
     Case("big-endian", "dtype", with_array(lambda x: x.astype(">f4"))),
     Case("big-endian, declared float32", "dtype", with_array(lambda x: raw(npy(x.astype(">f4"))))),
-    Case("structured", "dtype", with_array(lambda x: raw(npy_with_header(header(descr="[('x', '<f4')]").replace('"', ""), bytes(48))))),
+    Case(
+        "structured",
+        "dtype",
+        with_array(lambda x: raw(npy_with_header(header(descr="[('x', '<f4')]").replace('"', ""), bytes(48)))),
+    ),
     Case("float64, declared float32", "dtype", with_array(lambda x: raw(npy(x.astype(np.float64))))),
     Case("float32, declared float64", "dtype", with_array(lambda x: raw(npy(x), dtype="float64"))),
     Case("extra key", "keys", with_arrays(lambda arrays: arrays | {"z": Array(ndarray=np.zeros(2, np.float32))})),
     Case("missing key", "keys", with_arrays(lambda arrays: {k: a for k, a in arrays.items() if k != KEY})),
-    Case("renamed key", "keys", with_arrays(lambda arrays: {k.replace("lora_A", "lora_X"): a for k, a in arrays.items()})),
+    Case(
+        "renamed key", "keys", with_arrays(lambda arrays: {k.replace("lora_A", "lora_X"): a for k, a in arrays.items()})
+    ),
     Case("permuted keys", None, with_arrays(lambda arrays: dict(reversed(arrays.items()))), counts=True),
     Case("no arrays", "keys", with_arrays(lambda arrays: {})),
     Case("more bytes than are taken", "size", with_array(lambda x: np.zeros(MAX_BYTES // 4 + 1, np.float32))),
@@ -193,11 +116,23 @@ FORMS = [
 BYTES = [
     Case("stype pickle", "stype", with_array(lambda x: raw(npy(x), stype="pickle"))),
     Case("stype empty", "stype", with_array(lambda x: raw(npy(x), stype=""))),
-    Case("npy of pickled objects", "dtype", with_array(lambda x: raw(npy(np.array([[Bomb(BOMB_FILE)] * 4] * 3, dtype=object), pickled=True)))),
+    Case(
+        "npy of pickled objects",
+        "dtype",
+        with_array(lambda x: raw(npy(np.array([[Bomb(BOMB_FILE)] * 4] * 3, dtype=object), pickled=True))),
+    ),
     Case("bare pickle", "header", with_array(lambda x: raw(pickle.dumps(Bomb(BOMB_FILE))))),
     Case("header claims terabytes", "shape", with_array(lambda x: raw(npy_with_header(header(TERA))))),
-    Case("header and declaration claim terabytes", "shape", with_array(lambda x: raw(npy_with_header(header(TERA)), shape=TERA))),
-    Case("negative shape", "shape", with_array(lambda x: raw(npy_with_header(header((-3, -4)), x.tobytes()), shape=(-3, -4)))),
+    Case(
+        "header and declaration claim terabytes",
+        "shape",
+        with_array(lambda x: raw(npy_with_header(header(TERA)), shape=TERA)),
+    ),
+    Case(
+        "negative shape",
+        "shape",
+        with_array(lambda x: raw(npy_with_header(header((-3, -4)), x.tobytes()), shape=(-3, -4))),
+    ),
     Case("values cut off", "size", with_array(lambda x: raw(npy(x)[:-1]))),
     Case("header only", "size", with_array(lambda x: raw(npy(x)[:-48]))),
     Case("trailing bytes", "size", with_array(lambda x: raw(npy(x) + b"x"))),
@@ -208,9 +143,15 @@ BYTES = [
     Case("npy version 9", "header", with_array(lambda x: raw(b"\x93NUMPY\x09\x00" + npy(x)[8:]))),
     Case("Fortran order", "header", with_array(lambda x: raw(npy(np.asfortranarray(x))))),
     Case("header of nested brackets", "header", with_array(lambda x: raw(npy_with_header("(" * 1500, x.tobytes())))),
-    Case("header is code", "header", with_array(lambda x: raw(npy_with_header("__import__('os').getpid()", x.tobytes())))),
+    Case(
+        "header is code", "header", with_array(lambda x: raw(npy_with_header("__import__('os').getpid()", x.tobytes())))
+    ),
     Case("header too long", "header", with_array(lambda x: raw(npy_with_header(header() + " " * 60_000, x.tobytes())))),
-    Case("header with one key too many", "header", with_array(lambda x: raw(npy_with_header(header()[:-1] + ", 'x': 1}", x.tobytes())))),
+    Case(
+        "header with one key too many",
+        "header",
+        with_array(lambda x: raw(npy_with_header(header()[:-1] + ", 'x': 1}", x.tobytes()))),
+    ),
     Case("shape of a kind that no array has", "malformed", with_array(lambda x: odd(raw(npy(x)), "shape", None))),
     Case("text for bytes", "malformed", with_array(lambda x: odd(raw(npy(x)), "data", "text"))),
 ]
@@ -249,7 +190,11 @@ ECHOES = [
     Case("extra field in the echo", "identity", with_echo(more=1)),
     Case("bytes and lists in the echo", "identity", with_echo(run_id=b"x", config_hash=[1, 2], model_hash=[])),
     Case("no echo", "records", with_content(lambda c: without(c, wire.ECHO))),
-    Case("echo under another name", "records", with_content(lambda c: plus(without(c, wire.ECHO), "x", c.config_records[wire.ECHO]))),
+    Case(
+        "echo under another name",
+        "records",
+        with_content(lambda c: plus(without(c, wire.ECHO), "x", c.config_records[wire.ECHO])),
+    ),
 ]
 CONTENTS = [
     Case("empty content", "records", with_content(lambda c: RecordDict())),

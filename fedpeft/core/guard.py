@@ -1,7 +1,8 @@
 """The guard between the network and the sum: nothing a client sends is used before it passed every check.
 
-Stock Flower strategies can be stopped or poisoned by one reply (a NaN, an extra key, a broadcastable shape, a huge weight). Here a bad reply costs its sender
-its place in the round, is named, and changes nothing else. The checks, in order:
+Stock Flower strategies can be stopped or poisoned by one reply (a NaN, an extra key, a broadcastable shape, a huge
+weight). Here a bad reply costs its sender its place in the round, is named, and changes nothing else. The checks, in
+order:
 
 1. records and keys: one ArrayRecord, one MetricRecord, one echo; exactly the expected tensor names
 2. canonical order: tensors are re-sorted by name before anything is computed
@@ -26,6 +27,7 @@ from flwr.app import Message
 
 from fedpeft.core import wire
 from fedpeft.core.errors import WireError
+from fedpeft.core.metrics import read_evaluation, read_metrics
 from fedpeft.core.tensors import all_finite, norm, specs, subtract
 from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
 
@@ -68,7 +70,8 @@ class UpdateGuard:
     Args:
         max_bytes: cap on the bytes of one reply's arrays.
         max_norm: cap on the L2 norm of one client's change.
-        norm_factor: a change longer than this many times the round's median is dropped; at least four replies are needed for a median to mean anything.
+        norm_factor: a change longer than this many times the round's median is dropped; at least four replies are
+            needed for a median to mean anything.
         max_examples: cap on ``num-examples``.
     """
 
@@ -109,21 +112,23 @@ class UpdateGuard:
         if reply.content.array_records:
             raise WireError("records", "an evaluation reply carries no arrays")
         wire.check_echo(reply.content, expectation.server_round, expectation.identity)
-        return wire.read_evaluation(reply.content, self.max_examples)
+        return read_evaluation(reply.content, self.max_examples)
 
     def _checked_update(self, reply: Message, expectation: Expectation) -> tuple[ClientUpdate, float]:
         content = reply.content
         if len(content.array_records) != 1:
             raise WireError("records", f"expected one ArrayRecord, got {len(content.array_records)}")
         wire.check_echo(content, expectation.server_round, expectation.identity)
-        metrics = wire.read_metrics(content, self.max_examples)
+        metrics = read_metrics(content, self.max_examples)
         record = next(iter(content.array_records.values()))
         tensors = wire.decode(record, specs(expectation.sent), max_bytes=self.max_bytes)
         change = norm(subtract(tensors, expectation.sent))
         if not change <= self.max_norm:
             raise WireError("norm", f"the change has norm {change:.4g}, at most {self.max_norm:.4g} is taken")
         num_examples = int(metrics[wire.NUM_EXAMPLES])
-        return ClientUpdate(client=expectation.client, tensors=tensors, num_examples=num_examples, metrics=metrics), change
+        return ClientUpdate(
+            client=expectation.client, tensors=tensors, num_examples=num_examples, metrics=metrics
+        ), change
 
     def _outliers(self, judged: Mapping[int, tuple[ClientUpdate, float]]) -> dict[int, Rejection]:
         """Drop changes that are far longer than the round's median."""
@@ -161,9 +166,13 @@ def _judge(
             judged[node_id] = check(reply, expectation)
         except Exception as error:
             # Whatever bytes can provoke inside a library must cost the sender its place, never the round.
-            failure = error if isinstance(error, WireError) else WireError("malformed", f"{type(error).__name__}: {error}")
+            failure = (
+                error if isinstance(error, WireError) else WireError("malformed", f"{type(error).__name__}: {error}")
+            )
             client_id = expectation.client.client_id if expectation else None
-            rejected[node_id] = Rejection(client_id=client_id, node_id=node_id, check=failure.check, reason=_printable(failure.reason))
+            rejected[node_id] = Rejection(
+                client_id=client_id, node_id=node_id, check=failure.check, reason=_printable(failure.reason)
+            )
     return judged, rejected
 
 
@@ -178,7 +187,12 @@ def _odd_groups(judged: Mapping[int, Evaluation], expected: Mapping[int, Expecta
     # Among equally frequent numbers the smaller one, so that the order of replies does not matter.
     usual = max(sorted(set(lengths.values())), key=list(lengths.values()).count, default=0)
     return {
-        n: Rejection(client_id=expected[n].client.client_id, node_id=n, check="metrics", reason=f"{length} groups, most clients count {usual}")
+        n: Rejection(
+            client_id=expected[n].client.client_id,
+            node_id=n,
+            check="metrics",
+            reason=f"{length} groups, most clients count {usual}",
+        )
         for n, length in lengths.items()
         if length != usual
     }

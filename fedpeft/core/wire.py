@@ -1,8 +1,9 @@
 """The message format: the only place that spells Flower record keys.
 
-A training instruction carries one ArrayRecord ``arrays`` and one ConfigRecord ``config``; a reply carries one ArrayRecord ``arrays``, one MetricRecord
-``metrics`` and one ConfigRecord ``echo``. Keys are Flower's own, so stock strategies and clients fit. Arrays are ``numpy.save`` bytes, whose header we
-parse before a single value is looked at: ``numpy.load`` never sees foreign bytes.
+A training instruction carries one ArrayRecord ``arrays`` and one ConfigRecord ``config``; a reply carries one
+ArrayRecord ``arrays``, one MetricRecord ``metrics`` and one ConfigRecord ``echo``. Keys are Flower's own, so stock
+strategies and clients fit. Arrays are ``numpy.save`` bytes, whose header we parse before a single value is looked at:
+``numpy.load`` never sees foreign bytes.
 """
 
 from __future__ import annotations
@@ -26,11 +27,6 @@ RUN_CONFIG_KEY = "fedpeft-config"
 NUMPY_STYPE = "numpy.ndarray"
 MAX_METRIC = 1e18
 FLOATS = ("float16", "float32", "float64")
-
-TRAIN_METRICS = frozenset({NUM_EXAMPLES, "train-loss", "train-cpu-s", "train-flops", "train-steps", "adapter-bytes", "head-bytes"})
-EVALUATE_METRICS = frozenset({NUM_EXAMPLES, "eval-loss", "eval-accuracy", "eval-cpu-s", "eval-flops", "eval-steps"})
-GROUP_METRICS = frozenset({"group-correct", "group-count"})
-MAX_GROUPS = 2**16
 
 ConfigValue = str | int | float | bool
 
@@ -65,9 +61,14 @@ def decode_own(record: ArrayRecord) -> Tensors:
 
 
 def content_bytes(content: RecordDict) -> int:
-    """Return the bytes of all records as Flower counts them: array data with headers, keys, 8 bytes a number, text as UTF-8."""
+    """Return the bytes of all records by Flower's count: arrays and headers, keys, 8 bytes a number, text in UTF-8."""
     arrays = sum(record.count_bytes() for record in content.array_records.values())
-    entries = [item for kind in (content.metric_records, content.config_records) for record in kind.values() for item in record.items()]
+    entries = [
+        item
+        for kind in (content.metric_records, content.config_records)
+        for record in kind.values()
+        for item in record.items()
+    ]
     return arrays + sum(len(key) + _value_bytes(value) for key, value in entries)
 
 
@@ -139,7 +140,9 @@ def decode(record: ArrayRecord, spec: Mapping[str, TensorSpec], *, max_bytes: in
 def _decode_any_float(record: ArrayRecord, spec: Mapping[str, TensorSpec], *, max_bytes: int) -> Tensors:
     """Unpack as ``decode`` does a record whose float types may differ from ``spec``, and convert."""
     claimed = {key: array.dtype for key, array in record.items()}
-    sent = {key: TensorSpec(one.shape, claimed[key]) if claimed.get(key) in FLOATS else one for key, one in spec.items()}
+    sent = {
+        key: TensorSpec(one.shape, claimed[key]) if claimed.get(key) in FLOATS else one for key, one in spec.items()
+    }
     tensors = decode(record, sent, max_bytes=max_bytes)
     with np.errstate(over="ignore"):
         converted = {key: value.astype(spec[key].dtype, copy=False) for key, value in tensors.items()}
@@ -160,8 +163,8 @@ def instruction(
 def read_instruction(content: RecordDict, spec: Mapping[str, TensorSpec], *, max_bytes: int) -> Instruction:
     """Check what the server sent, with the same rules the server applies to clients.
 
-    Stock Flower strategies send no identity; then its fields read ``none``. Some of them (FedAdam) turn float32 into float64, so that without an identity any
-    float type is converted.
+    Stock Flower strategies send no identity; then its fields read ``none``. Some of them (FedAdam) turn float32 into
+    float64, so that without an identity any float type is converted.
 
     Raises:
         WireError: the message has another form than ``instruction`` gives it, or bad tensors.
@@ -181,9 +184,7 @@ def read_instruction(content: RecordDict, spec: Mapping[str, TensorSpec], *, max
     return Instruction(tensors=tensors, server_round=server_round, identity=identity, config=config)  # type: ignore[arg-type]
 
 
-def reply(
-    instruction: Instruction, tensors: Tensors | None, metrics: Mapping[str, float | list[float]]
-) -> RecordDict:
+def reply(instruction: Instruction, tensors: Tensors | None, metrics: Mapping[str, float | list[float]]) -> RecordDict:
     """Build the content of a reply: metrics, the echo of round and identity, and tensors unless None."""
     echo = {SERVER_ROUND: instruction.server_round, **asdict(instruction.identity)}
     content = RecordDict({METRICS: MetricRecord(dict(metrics)), ECHO: ConfigRecord(echo)})
@@ -209,65 +210,6 @@ def check_echo(content: RecordDict, server_round: int, identity: Identity) -> No
         raise WireError("identity", f"{', '.join(wrong) or 'extra fields'} differ from the server's")
 
 
-def read_metrics(content: RecordDict, max_examples: int) -> dict[str, float]:
-    """Return the metrics of a training reply: known names, finite, bounded numbers, with a sound ``num-examples``.
-
-    Raises:
-        WireError: checks ``records``, ``metrics`` and ``weight``.
-    """
-    metrics = _metrics_of(content, TRAIN_METRICS)
-    _check_numbers(metrics)
-    _check_weight(metrics, max_examples)
-    return metrics
-
-
-def read_evaluation(content: RecordDict, max_examples: int) -> dict[str, float | list[float]]:
-    """Return the metrics of an evaluation reply: as ``read_metrics``, with a loss, an accuracy in 0..1 and sound counts by group.
-
-    Raises:
-        WireError: checks ``records``, ``metrics`` and ``weight``.
-    """
-    metrics = _metrics_of(content, EVALUATE_METRICS | GROUP_METRICS)
-    _check_numbers({name: value for name, value in metrics.items() if name not in GROUP_METRICS})
-    _check_weight(metrics, max_examples)
-    if missing := sorted({"eval-loss", "eval-accuracy"} - set(metrics)):
-        raise WireError("metrics", f"missing {missing}")
-    if not 0 <= metrics["eval-accuracy"] <= 1:
-        raise WireError("metrics", f"eval-accuracy must be in 0..1, got {metrics['eval-accuracy']!r}")
-    _check_groups(metrics.get("group-correct", []), metrics.get("group-count", []), max_examples)
-    return metrics
-
-
-def _metrics_of(content: RecordDict, allowed: frozenset[str]) -> dict[str, Any]:
-    if len(content.metric_records) != 1:
-        raise WireError("records", f"expected one MetricRecord, got {len(content.metric_records)}")
-    metrics = dict(next(iter(content.metric_records.values())))
-    if unknown := sorted(set(metrics) - allowed):
-        raise WireError("metrics", f"unknown metrics {unknown[:3]}")
-    return metrics
-
-
-def _check_numbers(metrics: Mapping[str, Any]) -> None:
-    for name, value in metrics.items():
-        # Comparing, unlike math.isfinite, takes whole numbers of any size; NaN compares false.
-        if type(value) not in (int, float) or not -MAX_METRIC <= value <= MAX_METRIC:
-            got = f"a {type(value).__name__}" if isinstance(value, list) else repr(value)
-            raise WireError("weight" if name == NUM_EXAMPLES else "metrics", f"{name} must be a number within {MAX_METRIC:g}, got {got}")
-
-
-def _check_weight(metrics: Mapping[str, Any], max_examples: int) -> None:
-    num_examples = metrics.get(NUM_EXAMPLES)
-    if type(num_examples) is not int or not 1 <= num_examples <= max_examples:
-        raise WireError("weight", f"{NUM_EXAMPLES} must be a whole number in 1..{max_examples}, got {num_examples!r}")
-
-
-def _check_groups(correct: Any, count: Any, max_examples: int) -> None:
-    if not (isinstance(correct, list) and isinstance(count, list) and len(correct) == len(count) <= MAX_GROUPS):
-        raise WireError("metrics", f"group-correct and group-count must be lists of one length, at most {MAX_GROUPS}")
-    if not all(0 <= right <= total <= max_examples for right, total in zip(correct, count, strict=True)):
-        raise WireError("metrics", "group-correct must be within 0..group-count, and group-count within the cap on examples")
-
-
 def hello_reply(*, client_id: int, num_examples: int, device: str, rank: int | None) -> RecordDict:
     """Build a client's answer to ``query.hello``; rank 0 stands for none."""
     entries = {"client-id": client_id, NUM_EXAMPLES: num_examples, "device": device, "rank": rank or 0}
@@ -287,5 +229,7 @@ def read_hello(content: RecordDict, node_id: int) -> ClientInfo:
             raise WireError("hello", f"{name} must be {kind.__name__}, got {entries.get(name)!r}")
     client_id, num_examples, device, rank = (entries[name] for name in kinds)
     if not (0 <= client_id < 2**31 and 1 <= num_examples < 2**40 and 0 <= rank <= 4096 and 0 < len(device) <= 64):
-        raise WireError("hello", f"out of range: client {client_id}, {num_examples} examples, rank {rank}, device {device[:64]!r}")
+        raise WireError(
+            "hello", f"out of range: client {client_id}, {num_examples} examples, rank {rank}, device {device[:64]!r}"
+        )
     return ClientInfo(client_id=client_id, node_id=node_id, num_examples=num_examples, device=device, rank=rank or None)

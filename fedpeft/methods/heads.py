@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 HEAD_NAMES = ("classifier", "score")
-"""Names of sequence-classification heads in transformers; HF peft takes every module whose name ends so for the head, DistilBERT's ``pre_classifier`` too."""
+"""Names of sequence-classification heads in transformers. HF peft takes every module whose name ends so for the head,
+DistilBERT's ``pre_classifier`` too."""
 
 
 def head_module_names(model: nn.Module) -> tuple[str, ...]:
@@ -20,4 +21,8 @@ def head_module_names(model: nn.Module) -> tuple[str, ...]:
 def head_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the head's parameters by the name HF peft saves them under."""
     names = head_module_names(model)
-    return {f"base_model.model.{name}.{key}": value for name in names for key, value in getattr(model, name).named_parameters()}
+    return {
+        f"base_model.model.{name}.{key}": value
+        for name in names
+        for key, value in getattr(model, name).named_parameters()
+    }

@@ -22,9 +22,10 @@ PREFIX = "base_model.model."
 
 @dataclass(frozen=True, kw_only=True)
 class LoRA:
-    """Low-rank adaptation: ``W = W0 + (alpha / rank) B A`` with A (rank, in_features) and B (out_features, rank), both float32, W0 frozen.
+    """Low-rank adaptation: ``W = W0 + (alpha / rank) B A``.
 
-    A starts Kaiming-uniform, B at zero, so that training starts from the base model.
+    A (rank, in_features) and B (out_features, rank) are float32, W0 is frozen. A starts Kaiming-uniform, B at zero, so
+    that training starts from the base model.
 
     Args:
         rank: rank of the update, 1..1024.
@@ -54,7 +55,9 @@ class LoRA:
         if not 0 <= self.dropout < 1:
             problems.append(f"dropout must be in [0, 1), got {self.dropout} (set method.dropout)")
         if isinstance(self.target_modules, str) or not self.target_modules:
-            problems.append(f"target_modules must be a list of module names, got {self.target_modules!r} (set method.target_modules)")
+            problems.append(
+                f"target_modules must be a list of names, got {self.target_modules!r} (set method.target_modules)"
+            )
         if problems:
             raise ConfigError(problems)
 
@@ -94,18 +97,24 @@ class LoRA:
         from safetensors.numpy import save_file
 
         heads = sorted({key.removeprefix(PREFIX).split(".")[0] for key in head_keys & tensors.keys()})
-        config = self._config(head_keys, base_model=base_model, task_type="SEQ_CLS" if heads else None, modules_to_save=heads or None)
+        config = self._config(
+            head_keys, base_model=base_model, task_type="SEQ_CLS" if heads else None, modules_to_save=heads or None
+        )
         entries = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "adapter_config.json").write_text(json.dumps(entries | {"inference_mode": True}, indent=2, default=str) + "\n")
+        (folder / "adapter_config.json").write_text(
+            json.dumps(entries | {"inference_mode": True}, indent=2, default=str) + "\n"
+        )
         save_file(dict(tensors), folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
     def _config(self, head_keys: Iterable[str], base_model: str | None = None, **extra: Any) -> Any:
         from peft import LoraConfig
 
-        # The head trains whole; RoBERTa's has a module "dense" like every layer, which must not get factors beside that.
+        # The head trains whole; RoBERTa's has a "dense" like every layer, which must not get factors beside that.
         in_head = {key.removeprefix(PREFIX).rpartition(".")[0] for key in head_keys}
-        excluded = sorted(name for name in in_head if any(f".{name}".endswith(f".{target}") for target in self.target_modules))
+        excluded = sorted(
+            name for name in in_head if any(f".{name}".endswith(f".{target}") for target in self.target_modules)
+        )
         return LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
@@ -119,15 +128,19 @@ class LoRA:
     def _check_targets(self, model: nn.Module) -> None:
         """Refuse names that match no module, and name those that would do; also a rank above a target's size."""
         head = head_module_names(model)
-        found = {name: module for name, module in model.named_modules() if type(module).__name__ in ("Linear", "Conv1D")}
+        found = {
+            name: module for name, module in model.named_modules() if type(module).__name__ in ("Linear", "Conv1D")
+        }
         linear = {name: module for name, module in found.items() if name.split(".")[0] not in head}
         names = {name.split(".")[-1] for name in linear}
         problems = []
         if missing := [target for target in self.target_modules if target.split(".")[-1] not in names]:
             problems.append(
-                f"{type(model).__name__} has no module {', '.join(missing)}: it has {', '.join(sorted(names))} (set method.target_modules)"
+                f"{type(model).__name__} has no module {', '.join(missing)}: it has {', '.join(sorted(names))} "
+                "(set method.target_modules)"
             )
-        sizes = [min(m.weight.shape) for name, m in linear.items() if name.split(".")[-1] in {t.split(".")[-1] for t in self.target_modules}]
+        targets = {target.split(".")[-1] for target in self.target_modules}
+        sizes = [min(module.weight.shape) for name, module in linear.items() if name.split(".")[-1] in targets]
         if sizes and self.rank > min(sizes):
             problems.append(f"rank {self.rank} is above the smallest target's size {min(sizes)} (set method.rank)")
         if problems:
@@ -135,7 +148,10 @@ class LoRA:
 
 
 def _use_float32_factors(model: nn.Module) -> None:
-    """Keep the factors in float32 beside a bfloat16 base; under autocast the products still run in bfloat16, and peft must not cast their input up first."""
+    """Keep the factors in float32 beside a bfloat16 base.
+
+    Under autocast the products still run in bfloat16, and peft must not cast their input up first.
+    """
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.float()

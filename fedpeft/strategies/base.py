@@ -30,11 +30,13 @@ StateValue = np.ndarray | int | float | str
 class FedPeft(Strategy):
     """A Flower ``Strategy`` that does what every federated PEFT rule needs, once.
 
-    It learns the clients, selects a cohort, sends each member its tensors, checks every reply with an ``UpdateGuard``, hands the good ones to ``aggregate`` in
-    canonical order (by client id), checks the result, and keeps the old model when too few replies were good or the result is unsound.
+    It learns the clients, selects a cohort, sends each member its tensors, checks every reply with an ``UpdateGuard``,
+    hands the good ones to ``aggregate`` in canonical order (by client id), checks the result, and keeps the old model
+    when too few replies were good or the result is unsound.
 
-    A concrete strategy overrides some of ``client_tensors``, ``client_config``, ``aggregate``, ``state`` and ``load_state``; they are pure: they mutate nothing
-    they were given. ``strategy.start(grid, arrays, ...)`` works as for any Flower strategy.
+    A concrete strategy overrides some of ``client_tensors``, ``client_config``, ``aggregate``, ``state`` and
+    ``load_state``; they are pure: they mutate nothing they were given. ``strategy.start(grid, arrays, ...)`` works as
+    for any Flower strategy.
 
     Args:
         cohort_size: clients asked in each round.
@@ -76,7 +78,7 @@ class FedPeft(Strategy):
         self._global: Tensors = {}
         self._expected: dict[int, Expectation] = {}
 
-    # -- hooks ---------------------------------------------------------------------------------------------------------------------------------------------
+    # -- hooks ---------------------------------------------------------------------------------------------------------
 
     def client_tensors(self, global_tensors: Tensors, client: ClientInfo) -> Tensors:
         """Return what this client is sent; it must reply with the same keys, shapes and dtypes."""
@@ -104,14 +106,18 @@ class FedPeft(Strategy):
     def load_state(self, state: Mapping[str, StateValue]) -> None:
         """Take back what ``state`` returned."""
 
-    # -- Flower's contract ---------------------------------------------------------------------------------------------------------------------------------
+    # -- Flower's contract ---------------------------------------------------------------------------------------------
 
-    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
         """Select a cohort and build one message for each member."""
         self._global = wire.decode_own(arrays)
         return self._instruct(server_round, arrays, config, grid, MessageType.TRAIN, self.cohort_size)
 
-    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Check the replies and aggregate the good ones; (None, None) keeps the old model."""
         verdict = self.guard.inspect(replies, self._expected)
         self._tell_rejected(server_round, "train", verdict.rejected)
@@ -125,7 +131,9 @@ class FedPeft(Strategy):
             return self._keep(server_round, error.reason)
         return wire.encode(new), mean_train_metrics(updates)
 
-    def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
         """Ask clients to evaluate every ``evaluate_every`` rounds and in the last one."""
         due = self.evaluate_every and (server_round % self.evaluate_every == 0 or server_round == self._final_round)
         if not due:
@@ -190,7 +198,7 @@ class FedPeft(Strategy):
                 on_round_end(current, result.arrays)
         return result
 
-    # -- inside --------------------------------------------------------------------------------------------------------------------------------------------
+    # -- inside --------------------------------------------------------------------------------------------------------
 
     def _instruct(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid, kind: str, size: int | None
@@ -205,7 +213,9 @@ class FedPeft(Strategy):
             entries = {**config, **self.client_config(client)}
             content = wire.instruction(record, server_round, self.identity, entries)  # type: ignore[arg-type]
             messages.append(Message(content, dst_node_id=client.node_id, message_type=kind))
-            self._expected[client.node_id] = Expectation(client=client, server_round=server_round, identity=self.identity, sent=sent)
+            self._expected[client.node_id] = Expectation(
+                client=client, server_round=server_round, identity=self.identity, sent=sent
+            )
         return messages
 
     def _keep(self, server_round: int, reason: str) -> tuple[None, None]:
@@ -217,7 +227,14 @@ class FedPeft(Strategy):
             known = self.roster.get(r.node_id)
             client_id = known.client_id if known and r.client_id is None else r.client_id
             if client_id is None:
-                log.warning("round %d: node %d, which has not said who it is, sent a reply: %s", server_round, r.node_id, r.reason)
+                log.warning(
+                    "round %d: node %d, which has not said who it is, sent a reply: %s",
+                    server_round,
+                    r.node_id,
+                    r.reason,
+                )
                 continue
-            event = ClientRejected(server_round=server_round, kind=kind, client_id=client_id, check=r.check, reason=r.reason)
+            event = ClientRejected(
+                server_round=server_round, kind=kind, client_id=client_id, check=r.check, reason=r.reason
+            )
             tell(self.observers, event)

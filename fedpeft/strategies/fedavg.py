@@ -10,7 +10,8 @@ class FedAvg(FedPeft):
 
         A = sum_k p_k A_k,   B = sum_k p_k B_k,   p_k = n_k / sum_j n_j          (FedIT, section 3)
 
-    The product B A differs from sum_k p_k B_k A_k by the clients' covariance of the factors; strategies that avoid this are separate files.
+    The product B A differs from sum_k p_k B_k A_k by the clients' covariance of the factors; strategies that avoid this
+    are separate files.
 
     Example:
         >>> FedAvg(cohort_size=4).linear

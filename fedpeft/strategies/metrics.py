@@ -32,7 +32,9 @@ def worst_decile(values: list[float]) -> float:
     return float(np.mean(sorted(values)[:count]))
 
 
-def group_accuracies(prefix: str, names: Sequence[str], correct: Sequence[float], count: Sequence[float]) -> dict[str, float]:
+def group_accuracies(
+    prefix: str, names: Sequence[str], correct: Sequence[float], count: Sequence[float]
+) -> dict[str, float]:
     """Return ``prefix/<group>`` for every group that has examples."""
     return {f"{prefix}/{name}": float(c / n) for name, c, n in zip(names, correct, count, strict=True) if n}
 
@@ -40,8 +42,9 @@ def group_accuracies(prefix: str, names: Sequence[str], correct: Sequence[float]
 def aggregate_client_evaluations(results: Mapping[int, Mapping[str, Any]]) -> MetricRecord | None:
     """Return the clients' evaluation as one record, None without results.
 
-    ``client_accuracy_mean`` and ``client_loss_mean`` weigh clients equally, as a client's user would; ``client_accuracy_worst_decile`` is the mean of the worst
-    tenth; ``group-correct`` and ``group-count`` are sums over clients.
+    ``client_accuracy_mean`` and ``client_loss_mean`` weigh clients equally, as a client's user would;
+    ``client_accuracy_worst_decile`` is the mean of the worst tenth; ``group-correct`` and ``group-count`` are sums over
+    clients.
 
     Args:
         results: the checked metrics of each client, by client id.

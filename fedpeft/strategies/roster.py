@@ -17,7 +17,8 @@ log = logging.getLogger(__name__)
 class Roster:
     """The clients that have said who they are, by node id.
 
-    A node is asked once. Nodes that claim the client id of another are left out, all of them: nobody can tell which one lies.
+    A node is asked once. Nodes that claim the client id of another are left out, all of them: nobody can tell which one
+    lies.
     """
 
     def __init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,21 @@ def evil(marker: Path) -> dict[str, dict[str, Any]]:
     return {
         "builtins": make,
         "os": {"_target_": "os.mkdir", "path": str(marker)},
-        "an allowed module's import": {"_target_": "fedpeft.methods.lora.json.codecs.open", "filename": str(marker), "mode": "w"},
+        "an allowed module's import": {
+            "_target_": "fedpeft.methods.lora.json.codecs.open",
+            "filename": str(marker),
+            "mode": "w",
+        },
         "another part's import": {"_target_": "fedpeft.core.paths.os.mkdir", "path": str(marker)},
         "a function of ours": {"_target_": "fedpeft.server.files.write_json", "path": str(marker), "value": 1},
         "a class of ours elsewhere": {"_target_": "fedpeft.report.trackers.TensorBoardTracker", "run_dir": str(marker)},
         "a class that an allowed module imports": {"_target_": "fedpeft.methods.lora.Path", "_args_": [str(marker)]},
         "a nested target": {**LORA, "rank": make},
         "a target in a list": {**LORA, "target_modules": ["query", make]},
-        "a target made by an interpolation": {**LORA, "rank": f"${{oc.create:{{_target_: builtins.open, file: '{marker}', mode: w}}}}"},
+        "a target made by an interpolation": {
+            **LORA,
+            "rank": f"${{oc.create:{{_target_: builtins.open, file: '{marker}', mode: w}}}}",
+        },
         "an interpolation that reads the environment": {**LORA, "target_modules": ["${oc.env:HOME}"]},
         "an interpolated key": {**LORA, "${oc.env:HOME}": 1},
         "a prefix without a dot": {"_target_": "fedpeft.methods_of_mine.X"},
@@ -46,18 +54,18 @@ def evil(marker: Path) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("road", list(evil(Path("x"))))
 def test_only_classes_of_allowed_parts_are_built(road: str, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
-    with pytest.raises(ConfigError, match="not allowed here|is an interpolation"):
+    with pytest.raises(ConfigError, match=r"not allowed here|is an interpolation"):
         cfg.build(evil(marker)[road], DEFAULT_ALLOW)
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("road", ["builtins", "a nested target", "a target made by an interpolation", "another part's import"])
+@pytest.mark.parametrize(
+    "road", ["builtins", "a nested target", "a target made by an interpolation", "another part's import"]
+)
 def test_without_a_list_the_same_roads_lead_there(road: str, tmp_path: Path) -> None:
     """The test above can fail."""
-    try:
+    with contextlib.suppress(ConfigError):
         cfg.build(evil(tmp_path / "marker")[road])
-    except ConfigError:
-        pass
     assert (tmp_path / "marker").exists()
 
 
@@ -76,7 +84,9 @@ def test_a_client_refuses_and_runs_nothing(group: str, toy: list[str], tmp_path:
     text = cfg.to_json({**config, group: evil(marker)["builtins"]})
     set_identity(run_id=1, node_id=1)
     message = Message(RecordDict(), dst_node_id=7, message_type="query.hello")
-    context = Context(run_id=1, node_id=7, node_config={"partition-id": 0}, state=RecordDict(), run_config={"fedpeft-config": text})
+    context = Context(
+        run_id=1, node_id=7, node_config={"partition-id": 0}, state=RecordDict(), run_config={"fedpeft-config": text}
+    )
     reply, _ = handle(build_app(), (message, context))
     assert reply.has_error()
     assert "ConfigError: _target_ builtins.open is not allowed here" in reply.error.reason

@@ -18,6 +18,7 @@ from fedpeft.client.app import build_app
 from fedpeft.client.runtime import Runtime, runtime_for
 from fedpeft.core import wire
 from fedpeft.core.guard import Expectation, UpdateGuard
+from fedpeft.core.metrics import EVALUATE_METRICS, GROUP_METRICS, TRAIN_METRICS
 from fedpeft.core.types import ClientInfo, Tensors
 from fedpeft.device_profiles.presets import list_profiles
 from fedpeft.engines.flower_private import set_identity, set_message_id
@@ -45,11 +46,21 @@ class Client:
         message = Message(content, dst_node_id=100 + client_id, message_type=kind)
         set_message_id(message, "m")
         context = Context(
-            run_id=1, node_id=100 + client_id, node_config={"partition-id": client_id, "num-partitions": 6, **node_config}, state=RecordDict(), run_config={}
+            run_id=1,
+            node_id=100 + client_id,
+            node_config={"partition-id": client_id, "num-partitions": 6, **node_config},
+            state=RecordDict(),
+            run_config={},
         )
         return handle(self.app, (message, context))[0]
 
-    def instruction(self, server_round: int = 1, tensors: Tensors | None = None, identity: wire.Identity | None = None, **config: Any) -> RecordDict:
+    def instruction(
+        self,
+        server_round: int = 1,
+        tensors: Tensors | None = None,
+        identity: wire.Identity | None = None,
+        **config: Any,
+    ) -> RecordDict:
         record = wire.encode(tensors or self.runtime.initial)
         return wire.instruction(record, server_round, identity or self.runtime.identity, config)
 
@@ -58,7 +69,11 @@ class Client:
 
     def expectation(self, client_id: int, server_round: int = 1) -> dict[int, Expectation]:
         client = ClientInfo(client_id=client_id, node_id=100 + client_id, num_examples=1)
-        return {client.node_id: Expectation(client=client, server_round=server_round, identity=self.runtime.identity, sent=self.runtime.initial)}
+        return {
+            client.node_id: Expectation(
+                client=client, server_round=server_round, identity=self.runtime.identity, sent=self.runtime.initial
+            )
+        }
 
 
 def make(toy: list[str], folder: Path, *more: str) -> Client:
@@ -93,7 +108,10 @@ def test_hello_says_who_it_is(client: Client) -> None:
     assert (info.client_id, info.rank) == (4, 2)
     assert info.num_examples == len(client.runtime.client_rows(4)[0]) == 48
     assert info.device in list_profiles()
-    assert wire.read_hello(client.send("query.hello", RecordDict(), 4, device="my_board").content, 104).device == "my_board"
+    assert (
+        wire.read_hello(client.send("query.hello", RecordDict(), 4, device="my_board").content, 104).device
+        == "my_board"
+    )
 
 
 def test_a_good_reply_passes_the_guard(client: Client) -> None:
@@ -102,13 +120,13 @@ def test_a_good_reply_passes_the_guard(client: Client) -> None:
     assert verdict.rejected == []
     update = verdict.accepted[0]
     assert update.num_examples == len(client.runtime.client_rows(3)[0])
-    assert set(update.metrics) == wire.TRAIN_METRICS
+    assert set(update.metrics) == TRAIN_METRICS
     assert dict(reply.content.config_records[wire.ECHO]) == {"server-round": 1, **asdict(client.runtime.identity)}
     assert all(not np.array_equal(update.tensors[key], value) for key, value in client.runtime.initial.items())
 
 
 def test_bytes_in_the_metrics_by_hand(client: Client) -> None:
-    """Rank 2 on query and value of two layers of 32: 4 x (64 + 64) float32 = 2048 bytes; the head has 2 x 32 + 2: 264 bytes. Three local steps."""
+    """Rank 2 on query and value of two layers of 32: 4 x (64 + 64) float32 = 2048 bytes; head 2 x 32 + 2: 264 bytes."""
     got = metrics(client.train())
     assert (got["adapter-bytes"], got["head-bytes"], got["train-steps"]) == (2048, 264, 3)
     assert got["train-flops"] > 0
@@ -129,14 +147,16 @@ def test_evaluation_passes_the_guard_and_sends_no_arrays(client: Client) -> None
     reply = client.send("evaluate", client.instruction(), 2)
     good, rejected = UpdateGuard().inspect_evaluations([reply], client.expectation(2))
     assert rejected == []
-    assert set(good[2]) == wire.EVALUATE_METRICS | wire.GROUP_METRICS
+    assert set(good[2]) == EVALUATE_METRICS | GROUP_METRICS
     rows = client.runtime.client_rows(2)[1]
     assert good[2]["num-examples"] == len(rows) == sum(good[2]["group-count"])  # type: ignore[arg-type]
     assert good[2]["eval-accuracy"] == pytest.approx(sum(good[2]["group-correct"]) / len(rows))  # type: ignore[arg-type]
 
 
 def test_a_stock_strategys_message_is_understood(client: Client) -> None:
-    content = RecordDict({"arrays": wire.encode(client.runtime.initial), "config": ConfigRecord({"server-round": 1, "lr": 0.1})})
+    content = RecordDict(
+        {"arrays": wire.encode(client.runtime.initial), "config": ConfigRecord({"server-round": 1, "lr": 0.1})}
+    )
     stock, ours = client.send("train", content, 1), client.train(1)
     assert all(arrays(ours)[key].tobytes() == value.tobytes() for key, value in arrays(stock).items())
 
@@ -179,7 +199,12 @@ def test_pickled_and_oversized_instructions_are_refused(client: Client, toy: lis
     assert "WireError: stype" in client.send("train", content).error.reason
     small = make(toy, tmp_path, "guard.max_bytes=1000")
     assert "WireError: size" in small.train().error.reason
-    assert "WireError: round" in client.send("train", RecordDict({"arrays": ArrayRecord(dict(wire.encode(client.runtime.initial)))})).error.reason
+    assert (
+        "WireError: round"
+        in client.send(
+            "train", RecordDict({"arrays": ArrayRecord(dict(wire.encode(client.runtime.initial)))})
+        ).error.reason
+    )
 
 
 def heads(client: Client, client_id: int) -> dict[int, bytes]:

@@ -60,7 +60,17 @@ def test_a_replayed_round_starts_from_what_it_started_from(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("keep_from", "left"), [(0, [1, 3, 5, 8]), (1, [1, 3, 5, 8]), (2, [1, 3, 5, 8]), (3, [3, 5, 8]), (4, [3, 5, 8]), (5, [5, 8]), (7, [5, 8]), (8, [8])]
+    ("keep_from", "left"),
+    [
+        (0, [1, 3, 5, 8]),
+        (1, [1, 3, 5, 8]),
+        (2, [1, 3, 5, 8]),
+        (3, [3, 5, 8]),
+        (4, [3, 5, 8]),
+        (5, [5, 8]),
+        (7, [5, 8]),
+        (8, [8]),
+    ],
 )
 def test_what_a_resumed_run_needs_is_kept(tmp_path: Path, keep_from: int, left: list[int]) -> None:
     """A run resumed after checkpoint c asks for the newest file up to c; older ones go, newer ones stay."""
@@ -102,4 +112,8 @@ def test_other_files_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     state.save(1, tensors(1), keep_from=1)
     state.save(2, tensors(2), keep_from=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "round-000002.safetensors", "round-x.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "notes.txt",
+        "round-000002.safetensors",
+        "round-x.safetensors",
+    ]

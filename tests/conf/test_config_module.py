@@ -24,12 +24,34 @@ def test_json_is_canonical_and_keeps_letters() -> None:
     assert cfg.to_json({"b": 1, "a": {"d": "\u00e4", "c": None}}) == '{"a":{"c":null,"d":"\u00e4"},"b":1}'
 
 
-@pytest.mark.parametrize("override", ["run_dir=elsewhere", "rounds=99", "display=none", "engine.workers=7", "resume=x", "report=false", "checkpoint.every=3"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "run_dir=elsewhere",
+        "rounds=99",
+        "display=none",
+        "engine.workers=7",
+        "resume=x",
+        "report=false",
+        "checkpoint.every=3",
+    ],
+)
 def test_hash_leaves_out_where_and_how_far(override: str) -> None:
     assert cfg.config_hash(cfg.compose([override])) == cfg.config_hash(cfg.compose([]))
 
 
-@pytest.mark.parametrize("override", ["seed=1", "method.rank=4", "client.lr=0.1", "head=local", "task.held_out=100", "cohort_size=3", "guard.max_norm=5"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "method.rank=4",
+        "client.lr=0.1",
+        "head=local",
+        "task.held_out=100",
+        "cohort_size=3",
+        "guard.max_norm=5",
+    ],
+)
 def test_hash_sees_what_is_computed(override: str) -> None:
     assert cfg.config_hash(cfg.compose([override])) != cfg.config_hash(cfg.compose([]))
 
@@ -59,6 +81,6 @@ def test_build_passes_arguments_and_unwraps_our_errors() -> None:
     with pytest.raises(ConfigError) as caught:
         cfg.build({"_target_": "fedpeft.methods.lora.LoRA", "rank": 0, "alpha": 0})
     assert len(caught.value.problems) == 2
-    with pytest.raises(ConfigError, match="LoRA.*unexpected keyword argument 'rnk'"):
+    with pytest.raises(ConfigError, match=r"LoRA.*unexpected keyword argument 'rnk'"):
         cfg.build({"_target_": "fedpeft.methods.lora.LoRA", "rnk": 3})
     assert cfg.build({"_target_": "fedpeft.methods.lora.LoRA", "target_modules": ["a"]}).target_modules == ["a"]

@@ -24,10 +24,30 @@ OUTSIDE = ("device_profile", "experiment")
 """Groups that are not in the defaults list: presets are read by name, experiments are added."""
 NEEDS = {("model", "hub"): ["model.path=some/model"], ("task", "text_classification"): ["task.path=some/folder"]}
 PATHS = [
-    "strategy", "method", "model", "task", "partition", "fleet", "selection", "codec", "privacy", "engine",
-    "rounds", "cohort_size", "num_clients", "seed", "run_dir", "resume", "round.deadline_s", "client.local_steps", "client.batch_size",
-    "client.lr", "method.rank", "task.path", "engine.workers",
-]  # fmt: skip
+    "strategy",
+    "method",
+    "model",
+    "task",
+    "partition",
+    "fleet",
+    "selection",
+    "codec",
+    "privacy",
+    "engine",
+    "rounds",
+    "cohort_size",
+    "num_clients",
+    "seed",
+    "run_dir",
+    "resume",
+    "round.deadline_s",
+    "client.local_steps",
+    "client.batch_size",
+    "client.lr",
+    "method.rank",
+    "task.path",
+    "engine.workers",
+]
 """What other people rely on."""
 
 
@@ -55,7 +75,11 @@ def test_every_member_of_every_group_composes_checks_and_builds(group: str, memb
 
 def _plain_values(path: Path) -> dict[str, Any]:
     """Return the file's own values that neither interpolate nor miss."""
-    return {key: value for key, value in yaml.safe_load(path.read_text()).items() if "${" not in str(value) and value != "???"}
+    return {
+        key: value
+        for key, value in yaml.safe_load(path.read_text()).items()
+        if "${" not in str(value) and value != "???"
+    }
 
 
 @pytest.mark.parametrize("profile", [member for group, member in MEMBERS if group == "device_profile"])
@@ -68,7 +92,13 @@ def test_the_config_as_it_is_runs() -> None:
 
 
 def test_every_group_is_chosen_somewhere() -> None:
-    defaults = {key for entry in yaml.safe_load((CONF / "config.yaml").read_text())["defaults"] if isinstance(entry, dict) for key in entry if not key.startswith("override")}
+    defaults = {
+        key
+        for entry in yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]
+        if isinstance(entry, dict)
+        for key in entry
+        if not key.startswith("override")
+    }
     assert {group for group, _ in MEMBERS} == defaults | set(OUTSIDE)
 
 
@@ -126,7 +156,9 @@ def test_every_value_has_a_comment_of_its_effect(path: Path) -> None:
 
 def test_the_comment_check_sees_what_is_missing(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
-    file.write_text("# x\na: 1  # said\nb: 2\n# said\nc: 3\nd:\n  e: 4\nf:  # said\n  g: 5\nh: 6\nhydra:\n  i: {x: 1}\n  j: 7\n")
+    file.write_text(
+        "# x\na: 1  # said\nb: 2\n# said\nc: 3\nd:\n  e: 4\nf:  # said\n  g: 5\nh: 6\nhydra:\n  i: {x: 1}\n  j: 7\n"
+    )
     assert list(commentless(file)) == ["b: 2", "e: 4", "h: 6"]
 
 
@@ -137,8 +169,22 @@ def problems(*overrides: str) -> list[str]:
 
 
 def test_all_problems_are_told_at_once() -> None:
-    told = problems("rounds=0", "client.lr=-1", "head=shared", "method.rank=0", "fleet.weights.phone_low=-5", "cohort_size=21", "guard.max_norm=nan")
-    for start in ("rounds must be", "client.lr must be", "head must be one of", "rank must be in 1..1024, got 0", "cohort_size must be at most num_clients (20)"):
+    told = problems(
+        "rounds=0",
+        "client.lr=-1",
+        "head=shared",
+        "method.rank=0",
+        "fleet.weights.phone_low=-5",
+        "cohort_size=21",
+        "guard.max_norm=nan",
+    )
+    for start in (
+        "rounds must be",
+        "client.lr must be",
+        "head must be one of",
+        "rank must be in 1..1024, got 0",
+        "cohort_size must be at most num_clients (20)",
+    ):
         assert len([line for line in told if line.startswith(start)]) == 1, told
     assert any("phone_low" in line for line in told)
     assert any("guard.max_norm" in line for line in told)
@@ -155,12 +201,25 @@ def test_unknown_names_are_told_with_near_ones_and_with_the_rest() -> None:
 
 @pytest.mark.parametrize(
     ("overrides", "word"),
-    [(["cohort_size=abc"], "cohort_size"), (["round.min_replies=null"], "round.min_replies"), (["num_clients=1.5"], "num_clients"), (["tracking=[{a: 1}]"], "tracking"),
-     (["tracking=5"], "tracking"), (["~method"], "method"), (["~selection"], "selection"), (["client.lr=true"], "client.lr"), (["rounds=true"], "rounds"),
-     (["seed=-1"], "seed"), (["round.min_replies=11"], "round.min_replies must be at most cohort_size"), (["model=hub"], "model.path has no value"),
-     (["selection._target_=nothing.Here"], "nothing"), (["engine.workers=0"], "engine.workers"), (["client.optimizer=adam"], "client.optimizer")],
+    [
+        (["cohort_size=abc"], "cohort_size"),
+        (["round.min_replies=null"], "round.min_replies"),
+        (["num_clients=1.5"], "num_clients"),
+        (["tracking=[{a: 1}]"], "tracking"),
+        (["tracking=5"], "tracking"),
+        (["~method"], "method"),
+        (["~selection"], "selection"),
+        (["client.lr=true"], "client.lr"),
+        (["rounds=true"], "rounds"),
+        (["seed=-1"], "seed"),
+        (["round.min_replies=11"], "round.min_replies must be at most cohort_size"),
+        (["model=hub"], "model.path has no value"),
+        (["selection._target_=nothing.Here"], "nothing"),
+        (["engine.workers=0"], "engine.workers"),
+        (["client.optimizer=adam"], "client.optimizer"),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_wrong_values_of_any_type_are_one_line(overrides: list[str], word: str) -> None:
     told = problems(*overrides)
     assert any(word in line for line in told), told

@@ -97,14 +97,24 @@ def test_error_replies_are_passed_over() -> None:
     asked = Message(RecordDict(), dst_node_id=5, message_type="train")
     verdict = UpdateGuard().inspect([Message(Error(2, "broke"), reply_to=asked)], {5: expectation(0, 5)})
     assert (verdict.accepted, verdict.rejected) == ([], [])
-    assert UpdateGuard().inspect_evaluations([Message(Error(2, "broke"), reply_to=asked)], {5: expectation(0, 5)}) == ({}, [])
+    assert UpdateGuard().inspect_evaluations([Message(Error(2, "broke"), reply_to=asked)], {5: expectation(0, 5)}) == (
+        {},
+        [],
+    )
 
 
 @pytest.mark.parametrize(
     "new",
-    [{"x": np.zeros(4, np.float64)}, {"x": np.zeros((4, 1), np.float32)}, {"y": SENT["x"]}, {}, {**SENT, "y": SENT["x"]},
-     {"x": np.float32([0, 0, 0, np.nan])}, {"x": np.float32([0, 0, 0, np.inf])}],
-)  # fmt: skip
+    [
+        {"x": np.zeros(4, np.float64)},
+        {"x": np.zeros((4, 1), np.float32)},
+        {"y": SENT["x"]},
+        {},
+        {**SENT, "y": SENT["x"]},
+        {"x": np.float32([0, 0, 0, np.nan])},
+        {"x": np.float32([0, 0, 0, np.inf])},
+    ],
+)
 def test_an_unsound_aggregate_is_refused(new: dict[str, np.ndarray]) -> None:
     with pytest.raises(WireError, match="aggregate"):
         check_aggregate(new, SENT)

@@ -32,7 +32,21 @@ def test_equal_paths_give_equal_streams_and_share_no_state() -> None:
 
 
 def test_different_paths_give_different_seeds() -> None:
-    paths = [(0,), (1,), (0, 0), (0, "0"), (0, 1, 2), (0, 12), (0, "1", "2"), (0, "a", "b"), (0, "ab"), (0, "b", "a"), (0, "a"), (10,), (1, 0)]
+    paths = [
+        (0,),
+        (1,),
+        (0, 0),
+        (0, "0"),
+        (0, 1, 2),
+        (0, 12),
+        (0, "1", "2"),
+        (0, "a", "b"),
+        (0, "ab"),
+        (0, "b", "a"),
+        (0, "a"),
+        (10,),
+        (1, 0),
+    ]
     assert len({derive(*path) for path in paths}) == len(paths)
 
 

@@ -15,11 +15,17 @@ ODD = np.array([-0.0, 0.0, 1e-45, -1e-45, 3.4028235e38, -3.4028235e38, 1 / 3, 0.
 
 def random_tensors(seed: int) -> Tensors:
     rng = np.random.default_rng(seed)
-    return {"a": rng.normal(size=(5, 7)).astype(np.float32), "b": rng.normal(size=3).astype(np.float16), "c": rng.normal(size=())}
+    return {
+        "a": rng.normal(size=(5, 7)).astype(np.float32),
+        "b": rng.normal(size=3).astype(np.float16),
+        "c": rng.normal(size=()),
+    }
 
 
 def identical(a: Tensors, b: Tensors) -> bool:
-    return list(a) == list(b) and all(a[k].tobytes() == b[k].tobytes() and a[k].dtype == b[k].dtype and a[k].shape == b[k].shape for k in a)
+    return list(a) == list(b) and all(
+        a[k].tobytes() == b[k].tobytes() and a[k].dtype == b[k].dtype and a[k].shape == b[k].shape for k in a
+    )
 
 
 @pytest.mark.parametrize("weight", [1, 7, 10**7, 1e-300, 1 / 3])
@@ -48,7 +54,7 @@ def test_mean_by_hand() -> None:
 
 
 def test_mean_is_summed_in_float64() -> None:
-    """2^24 + 1 is no float32: (2^24 + 3 * (2^24 + 2)) / 4 = 2^24 + 1.5 rounds to 2^24 + 2; sums in float32 would round twice on the way."""
+    """(2^24 + 3 * (2^24 + 2)) / 4 = 2^24 + 1.5, which float32 rounds to 2^24 + 2; small values survive large ones."""
     big = np.float32([2**24])
     mean = weighted_mean([{"x": big}, {"x": big + np.float32(2)}], [1, 3])
     assert mean["x"][0] == 2**24 + 2
@@ -63,7 +69,10 @@ def test_weights_count_only_by_their_ratios() -> None:
 
 def test_order_of_clients_moves_the_last_bit_at_most() -> None:
     clients = [random_tensors(i) for i in range(4)]
-    means = [weighted_mean([clients[i] for i in p], [[5, 7, 11, 13][i] for i in p])["a"] for p in itertools.permutations(range(4))]
+    means = [
+        weighted_mean([clients[i] for i in p], [[5, 7, 11, 13][i] for i in p])["a"]
+        for p in itertools.permutations(range(4))
+    ]
     for mean in means:
         np.testing.assert_allclose(mean, means[0], rtol=1e-6, atol=1e-7)
 

@@ -1,4 +1,4 @@
-"""The message format: what goes in comes out, foreign bytes are refused before they are believed, bytes are counted by hand."""
+"""The message format: what goes in comes out, foreign bytes are refused unread, bytes are counted by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from hostile import BOMB_FILE, Bomb, header, npy, npy_with_header, raw
+from forge import BOMB_FILE, Bomb, header, npy, npy_with_header, raw
 
 from fedpeft.core import wire
 from fedpeft.core.errors import WireError
@@ -29,7 +29,12 @@ def refused(check: str, array: Array, spec: TensorSpec = SPEC) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_tensors_survive_the_wire_bit_for_bit(dtype: str) -> None:
     rng = np.random.default_rng(0)
-    tensors = {"b": rng.normal(size=(2, 3)).T.astype(dtype), "a": np.array(1.5, dtype), "c": np.zeros((0, 2), dtype), "A": np.float32([-0.0, 1e-45])}
+    tensors = {
+        "b": rng.normal(size=(2, 3)).T.astype(dtype),
+        "a": np.array(1.5, dtype),
+        "c": np.zeros((0, 2), dtype),
+        "A": np.float32([-0.0, 1e-45]),
+    }
     spec = specs(tensors)
     for record in (wire.encode(tensors), ArrayRecord(dict(reversed(wire.encode(tensors).items())))):
         back = wire.decode(record, spec, max_bytes=10**6)
@@ -89,7 +94,7 @@ def test_unsound_bytes_are_refused(check: str, data: bytes) -> None:
 
 
 def test_a_claim_of_three_tebibytes_is_refused_without_allocating() -> None:
-    """906 x 1024^3 float32 are 3.5 TiB. Even where the server itself expects that shape, the missing bytes are seen first."""
+    """906 x 1024^3 float32 are 3.5 TiB. Even where that shape is expected, the missing bytes are seen first."""
     shape = (906, 1024, 1024, 1024)
     data = npy_with_header(header(shape), bytes(64))
     refused("shape", raw(data, shape=shape))
@@ -138,7 +143,9 @@ def test_bytes_by_hand() -> None:
 
 
 def test_bytes_where_flowers_own_counter_fails() -> None:
-    content = RecordDict({"config": ConfigRecord({"empty": "", "list": [], "texts": ["ab", ""], "umlaut": "\u00e4", "half": "\ud800"})})
+    content = RecordDict(
+        {"config": ConfigRecord({"empty": "", "list": [], "texts": ["ab", ""], "umlaut": "\u00e4", "half": "\ud800"})}
+    )
     with pytest.raises(ValueError, match="Config values"):
         ConfigRecord({"empty": ""}).count_bytes()
     assert wire.content_bytes(content) == len("emptylisttextsumlauthalf") + 0 + 0 + 2 + 2 + 3
@@ -146,7 +153,9 @@ def test_bytes_where_flowers_own_counter_fails() -> None:
 
 
 def instruction(**config: Any) -> RecordDict:
-    return wire.instruction(wire.encode({"x": X}), 3, wire.Identity(run_id="r", config_hash="c", model_hash="m"), config)
+    return wire.instruction(
+        wire.encode({"x": X}), 3, wire.Identity(run_id="r", config_hash="c", model_hash="m"), config
+    )
 
 
 def test_an_instruction_is_read_as_it_was_written() -> None:
@@ -164,17 +173,26 @@ def test_an_instruction_of_a_stock_strategy_has_no_identity() -> None:
 
 
 def test_a_stock_strategy_may_send_any_float_type() -> None:
-    """FedAdam turns float32 into float64 in its first round. What does not fit float32 is refused, as is anything but floats."""
+    """FedAdam turns float32 into float64 in its first round. What does not fit is refused, and all but floats."""
 
     def read(value: np.ndarray, **identity: str) -> wire.Instruction:
         config = ConfigRecord({"server-round": 2, **identity})
-        return wire.read_instruction(RecordDict({"arrays": ArrayRecord({"x": Array(ndarray=value)}), "config": config}), {"x": SPEC}, max_bytes=10**6)
+        return wire.read_instruction(
+            RecordDict({"arrays": ArrayRecord({"x": Array(ndarray=value)}), "config": config}),
+            {"x": SPEC},
+            max_bytes=10**6,
+        )
 
     for dtype in ("float16", "float32", "float64"):
         got = read((X / 3).astype(dtype)).tensors["x"]
         assert got.dtype == np.float32
         assert np.array_equal(got, (X / 3).astype(dtype).astype(np.float32))
-    for check, value in (("finite", np.full((3, 4), 1e300)), ("finite", np.full((3, 4), np.nan)), ("shape", np.zeros((4, 3))), ("dtype", X.astype(int))):
+    for check, value in (
+        ("finite", np.full((3, 4), 1e300)),
+        ("finite", np.full((3, 4), np.nan)),
+        ("shape", np.zeros((4, 3))),
+        ("dtype", X.astype(int)),
+    ):
         with pytest.raises(WireError) as caught:
             read(value)
         assert caught.value.check == check
@@ -184,9 +202,14 @@ def test_a_stock_strategy_may_send_any_float_type() -> None:
 
 @pytest.mark.parametrize(
     ("check", "config"),
-    [("round", {"server-round": -1}), ("round", {"server-round": 1.0}), ("round", {"server-round": True}), ("round", {}),
-     ("identity", {"server-round": 1, "identity.run_id": 5})],
-)  # fmt: skip
+    [
+        ("round", {"server-round": -1}),
+        ("round", {"server-round": 1.0}),
+        ("round", {"server-round": True}),
+        ("round", {}),
+        ("identity", {"server-round": 1, "identity.run_id": 5}),
+    ],
+)
 def test_unsound_instructions_are_refused(check: str, config: dict[str, Any]) -> None:
     content = RecordDict({"arrays": wire.encode({"x": X}), "config": ConfigRecord(config)})
     with pytest.raises(WireError) as caught:
@@ -195,7 +218,10 @@ def test_unsound_instructions_are_refused(check: str, config: dict[str, Any]) ->
 
 
 def test_an_instruction_has_one_array_record() -> None:
-    for content in (RecordDict({"config": ConfigRecord({"server-round": 1})}), RecordDict({**instruction(), "more": wire.encode({"x": X})})):
+    for content in (
+        RecordDict({"config": ConfigRecord({"server-round": 1})}),
+        RecordDict({**instruction(), "more": wire.encode({"x": X})}),
+    ):
         with pytest.raises(WireError, match="records"):
             wire.read_instruction(content, {"x": SPEC}, max_bytes=10**6)
 
@@ -221,12 +247,25 @@ def test_hello_goes_there_and_back() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"client-id": -1}, {"client-id": 2**31}, {"client-id": True}, {"client-id": 1.0}, {"client-id": "1"},
-        {"num-examples": 0}, {"num-examples": 2**40}, {"num-examples": 5.0}, {"num-examples": [5]},
-        {"rank": -1}, {"rank": 4097}, {"rank": 2.0}, {"device": ""}, {"device": "d" * 65}, {"device": 3}, {"device": b"x"},
+        {"client-id": -1},
+        {"client-id": 2**31},
+        {"client-id": True},
+        {"client-id": 1.0},
+        {"client-id": "1"},
+        {"num-examples": 0},
+        {"num-examples": 2**40},
+        {"num-examples": 5.0},
+        {"num-examples": [5]},
+        {"rank": -1},
+        {"rank": 4097},
+        {"rank": 2.0},
+        {"device": ""},
+        {"device": "d" * 65},
+        {"device": 3},
+        {"device": b"x"},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_hello_out_of_range_is_refused(change: dict[str, Any]) -> None:
     entries = dict(wire.hello_reply(client_id=1, num_examples=5, device="d", rank=2).config_records["hello"])
     with pytest.raises(WireError, match="hello"):
@@ -247,6 +286,11 @@ def test_only_wire_spells_record_keys() -> None:
     """Other modules of the message path import the names; a second spelling would drift."""
     package = Path(wire.__file__).parent.parent
     spelled = ['"arrays"', '"echo"', '"server-round"']
-    files = [f for part in ("core", "strategies", "server", "client", "engines") for f in (package / part).glob("*.py") if f.name != "wire.py"]
+    files = [
+        f
+        for part in ("core", "strategies", "server", "client", "engines")
+        for f in (package / part).glob("*.py")
+        if f.name != "wire.py"
+    ]
     found = [f"{f.name}: {key}" for f in files for key in spelled if key in f.read_text()]
     assert found == []

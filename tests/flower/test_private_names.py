@@ -46,7 +46,11 @@ def test_a_message_speaks_for_the_identity_that_was_set() -> None:
     for run_id, node_id in ((7, 1), (2**61, 3)):
         set_identity(run_id=run_id, node_id=node_id)
         message = Message(RecordDict(), dst_node_id=9, message_type="train")
-        assert (message.metadata.run_id, message.metadata.src_node_id, message.metadata.dst_node_id) == (run_id, node_id, 9)
+        assert (message.metadata.run_id, message.metadata.src_node_id, message.metadata.dst_node_id) == (
+            run_id,
+            node_id,
+            9,
+        )
 
 
 @pytest.mark.parametrize("content", [RecordDict(), Error(2, "no")])

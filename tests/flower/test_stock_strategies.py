@@ -45,7 +45,12 @@ class Federation:
 @pytest.fixture(scope="module")
 def federation(toy: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     """Six toy clients on one forked worker."""
-    config = new_config({**cfg.compose([*toy, "client.optimizer=sgd", "client.lr=0.1"]), "run_dir": str(tmp_path_factory.mktemp("stock"))})
+    config = new_config(
+        {
+            **cfg.compose([*toy, "client.optimizer=sgd", "client.lr=0.1"]),
+            "run_dir": str(tmp_path_factory.mktemp("stock")),
+        }
+    )
     text = cfg.to_json(config)
     runtime, app = runtime_for(text, None), build_app(text, None)
     pool = ForkPool(1, {"message": lambda payload: handle(app, payload)})
@@ -56,7 +61,9 @@ def federation(toy: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 def sound(result: Result, runtime: Runtime) -> None:
     tensors = wire.decode_own(result.arrays)
-    assert {key: value.shape for key, value in tensors.items()} == {key: spec.shape for key, spec in runtime.shared_spec.items()}
+    assert {key: value.shape for key, value in tensors.items()} == {
+        key: spec.shape for key, spec in runtime.shared_spec.items()
+    }
     assert all_finite(tensors)
     assert any(not np.array_equal(value, runtime.initial[key]) for key, value in tensors.items())
     # Both rounds had replies: FedAdam sends float64 from its second round on.
@@ -75,7 +82,9 @@ def test_a_stock_strategy_keeps_virtual_time(name: str, federation: Federation) 
     events: list[Event] = []
     roster = Roster()
     cost = Cost(down_s=1.0, compute_s=2.0, up_s=3.0)
-    clocked = ClockedGrid(federation.new_grid(), roster=roster, predict=lambda device, work: cost, observers=(events.append,))
+    clocked = ClockedGrid(
+        federation.new_grid(), roster=roster, predict=lambda device, work: cost, observers=(events.append,)
+    )
     roster.refresh(clocked)
     sound(federation.run(STRATEGIES[name](), clocked), federation.runtime)
     assert clocked.clock.now_s == 24.0
@@ -92,7 +101,11 @@ def test_a_deadline_drops_late_clients_for_a_stock_strategy(federation: Federati
     assert devices
     slow = iter([9.0, 9.0, 2.0, 2.0, 2.0, 2.0])
     clocked = ClockedGrid(
-        federation.new_grid(), roster=roster, predict=lambda d, w: Cost(down_s=next(slow), compute_s=0.0, up_s=0.0), observers=(events.append,), deadline_s=5.0
+        federation.new_grid(),
+        roster=roster,
+        predict=lambda d, w: Cost(down_s=next(slow), compute_s=0.0, up_s=0.0),
+        observers=(events.append,),
+        deadline_s=5.0,
     )
     result = federation.run(stock.FedAvg(min_available_nodes=6, fraction_evaluate=0.0), clocked, rounds=1)
     outcomes = [event.outcome for event in events if isinstance(event, ClientReplied)]

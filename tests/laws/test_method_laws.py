@@ -1,4 +1,4 @@
-"""Laws that every method in conf/method obeys, on encoders and a decoder. A new YAML is tested by these without a word."""
+"""Laws that every method in conf/method obeys, on three encoders and a decoder; they find new ones by themselves."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ from fedpeft.tasks.models import load_classifier
 from fedpeft.tasks.text_classification import TextClassification
 
 METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
-TARGETS = {"bert": "[query,value]", "llama": "[q_proj,v_proj]", "roberta": "[query,dense]", "distilbert": "[q_lin,v_lin]"}
+TARGETS = {
+    "bert": "[query,value]",
+    "llama": "[q_proj,v_proj]",
+    "roberta": "[query,dense]",
+    "distilbert": "[q_lin,v_lin]",
+}
 """RoBERTa's head has a ``dense`` of its own; DistilBERT's head is two modules."""
 FLOPS = StepFlops(per_example=0.0, per_token=0.0, per_token_pair=0.0)
 
@@ -40,7 +45,14 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     from transformers import DistilBertConfig, DistilBertModel, LlamaConfig, LlamaModel, RobertaConfig, RobertaModel
 
     folder = tmp_path_factory.mktemp("bases")
-    shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
+    shape = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "pad_token_id": 0,
+    }
     small = {"vocab_size": 64, "dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4}
     makers = {
         "llama": lambda: LlamaModel(LlamaConfig(**shape, num_key_value_heads=2)),
@@ -104,7 +116,11 @@ def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def changed(model: nn.Module, before: dict[str, torch.Tensor]) -> set[str]:
-    return {name for name, value in [*model.named_parameters(), *model.named_buffers()] if not torch.equal(value, before[name])}
+    return {
+        name
+        for name, value in [*model.named_parameters(), *model.named_buffers()]
+        if not torch.equal(value, before[name])
+    }
 
 
 def live_names(tunable: Tunable) -> set[str]:
@@ -125,7 +141,9 @@ def identical(a: Tensors, b: Tensors) -> bool:
 @every
 @families
 @heads
-def test_named_tensors_are_the_models_own_parameters(method: str, family: str, head: str, make: Callable[..., tuple[Method, Tunable]]) -> None:
+def test_named_tensors_are_the_models_own_parameters(
+    method: str, family: str, head: str, make: Callable[..., tuple[Method, Tunable]]
+) -> None:
     """An optimiser that is given copies trains nothing."""
     _, tunable = make(method, family, head)
     assert len(live_names(tunable)) == len(tunable.trainable) == len(tunable.shared) + len(tunable.local)
@@ -137,7 +155,9 @@ def test_named_tensors_are_the_models_own_parameters(method: str, family: str, h
 
 @every
 @both
-def test_load_then_extract_is_the_identity(method: str, family: str, make: Callable[..., tuple[Method, Tunable]]) -> None:
+def test_load_then_extract_is_the_identity(
+    method: str, family: str, make: Callable[..., tuple[Method, Tunable]]
+) -> None:
     _, tunable = make(method, family)
     first = extract_tensors(tunable.shared)
     outputs = logits(tunable.model)
@@ -184,7 +204,9 @@ def test_only_named_tensors_move_and_every_one_does(
 
 @every
 @both
-def test_weight_decay_and_sgd_leave_the_base_alone(method: str, family: str, make: Callable[..., tuple[Method, Tunable]]) -> None:
+def test_weight_decay_and_sgd_leave_the_base_alone(
+    method: str, family: str, make: Callable[..., tuple[Method, Tunable]]
+) -> None:
     _, tunable = make(method, family)
     before = snapshot(tunable.model)
     step(tunable, 2, weight_decay=0.5, optimizer="sgd")
@@ -193,9 +215,14 @@ def test_weight_decay_and_sgd_leave_the_base_alone(method: str, family: str, mak
 
 @every
 @both
-def test_head_modes_decide_what_travels_and_what_trains(method: str, family: str, make: Callable[..., tuple[Method, Tunable]]) -> None:
+def test_head_modes_decide_what_travels_and_what_trains(
+    method: str, family: str, make: Callable[..., tuple[Method, Tunable]]
+) -> None:
     share, local, freeze = (make(method, family, head)[1] for head in HEAD_MODES)
-    head = {"bert": {"base_model.model.classifier.weight", "base_model.model.classifier.bias"}, "llama": {"base_model.model.score.weight"}}[family]
+    head = {
+        "bert": {"base_model.model.classifier.weight", "base_model.model.classifier.bias"},
+        "llama": {"base_model.model.score.weight"},
+    }[family]
     assert share.head_keys == local.head_keys == freeze.head_keys == head
     assert set(share.shared) == set(local.shared) | head
     assert set(local.local) == head
@@ -207,7 +234,9 @@ def test_head_modes_decide_what_travels_and_what_trains(method: str, family: str
 @every
 @both
 @heads
-def test_attaching_changes_no_output(method: str, family: str, head: str, bases: dict[str, str], make: Callable[..., tuple[Method, Tunable]]) -> None:
+def test_attaching_changes_no_output(
+    method: str, family: str, head: str, bases: dict[str, str], make: Callable[..., tuple[Method, Tunable]]
+) -> None:
     """Training starts from the base model."""
     _, tunable = make(method, family, head)
     torch.testing.assert_close(logits(tunable.model), logits(base(bases[family])), rtol=0, atol=0)
@@ -223,7 +252,9 @@ def test_the_saved_adapter_is_hugging_faces(
 
     how, tunable = make(method, family)
     step(tunable, 3)
-    how.save(extract_tensors(tunable.shared), tmp_path / "adapter", base_model=bases[family], head_keys=tunable.head_keys)
+    how.save(
+        extract_tensors(tunable.shared), tmp_path / "adapter", base_model=bases[family], head_keys=tunable.head_keys
+    )
     fresh = base(bases[family], seed=99)
     assert not torch.allclose(logits(fresh), logits(tunable.model), atol=1e-3)
     loaded = PeftModel.from_pretrained(fresh, str(tmp_path / "adapter"))
@@ -246,7 +277,9 @@ def test_an_adapter_without_a_head_loads_too(
 
 @every
 @both
-def test_attaching_twice_gives_the_same_names_and_seeded_values(method: str, family: str, make: Callable[..., tuple[Method, Tunable]]) -> None:
+def test_attaching_twice_gives_the_same_names_and_seeded_values(
+    method: str, family: str, make: Callable[..., tuple[Method, Tunable]]
+) -> None:
     assert identical(extract_tensors(make(method, family)[1].shared), extract_tensors(make(method, family)[1].shared))
 
 

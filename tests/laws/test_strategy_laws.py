@@ -27,7 +27,9 @@ NODES = nodes(5)
 
 def strategies() -> list[type[FedPeft]]:
     """Return every strategy class that a file in fedpeft/strategies defines."""
-    names = sorted(path.stem for path in Path(base.__file__).parent.glob("*.py") if path.stem not in ("__init__", "base"))
+    names = sorted(
+        path.stem for path in Path(base.__file__).parent.glob("*.py") if path.stem not in ("__init__", "base")
+    )
     modules = [importlib.import_module(f"fedpeft.strategies.{name}") for name in names]
     return [
         kind
@@ -42,7 +44,9 @@ def settings(kind: type[FedPeft]) -> dict[str, Any]:
     for path in (conf_dir() / "strategy").glob("*.yaml"):
         node = yaml.safe_load(path.read_text())
         if node["_target_"] == f"{kind.__module__}.{kind.__qualname__}":
-            return {k: v for k, v in node.items() if k != "_target_" and not (isinstance(v, str) and v.startswith("${"))}
+            return {
+                k: v for k, v in node.items() if k != "_target_" and not (isinstance(v, str) and v.startswith("${"))
+            }
     return {}
 
 
@@ -82,7 +86,9 @@ def updates(strategy: FedPeft, tensors: Tensors, *, same: bool = False) -> list[
         changed = trained(0 if same else client_id, dict(strategy.client_tensors(tensors, client)))
         for value in changed.values():
             value.flags.writeable = False
-        made.append(ClientUpdate(client=client, tensors=changed, num_examples=3 + client_id, metrics={"train-loss": 1.0}))
+        made.append(
+            ClientUpdate(client=client, tensors=changed, num_examples=3 + client_id, metrics={"train-loss": 1.0})
+        )
     return made
 
 
@@ -160,7 +166,11 @@ def test_aggregate_is_a_function_of_its_arguments_and_state(kind: type[FedPeft])
 def test_state_survives_a_checkpoint(kind: type[FedPeft], tmp_path: Path) -> None:
     first = new(kind)
     middle = play(first, small_global(), range(1, 3))
-    save_checkpoint(tmp_path, Checkpoint(server_round=2, tensors=middle, state=first.state(), virtual_clock_s=0.0, model_hash="m"), keep=2)
+    save_checkpoint(
+        tmp_path,
+        Checkpoint(server_round=2, tensors=middle, state=first.state(), virtual_clock_s=0.0, model_hash="m"),
+        keep=2,
+    )
     loaded = load_checkpoint(tmp_path)
     assert loaded is not None
     assert identical(dict(loaded.tensors), middle)

@@ -31,7 +31,12 @@ def classifier(folder: str, dtype: str = "float32") -> nn.Module:
 def test_names_and_shapes_are_hugging_faces(folder: str) -> None:
     """Two layers, query and value, hidden size 32, rank 3: A (3, 32), B (32, 3); the head (2, 32) and (2,)."""
     shared = extract_tensors(LoRA(rank=3).attach(classifier(folder), "share").shared)
-    layers = [f"base_model.model.bert.encoder.layer.{i}.attention.self.{m}.lora_{f}.weight" for i in (0, 1) for m in ("query", "value") for f in "AB"]
+    layers = [
+        f"base_model.model.bert.encoder.layer.{i}.attention.self.{m}.lora_{f}.weight"
+        for i in (0, 1)
+        for m in ("query", "value")
+        for f in "AB"
+    ]
     assert list(shared) == sorted([*layers, "base_model.model.classifier.weight", "base_model.model.classifier.bias"])
     assert {shared[name].shape for name in layers if "lora_A" in name} == {(3, 32)}
     assert {shared[name].shape for name in layers if "lora_B" in name} == {(32, 3)}
@@ -71,7 +76,16 @@ def test_all_wrong_arguments_are_named_at_once() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"rank": 1025}, {"rank": 2.0}, {"rank": True}, {"rank": "8"}, {"alpha": -1}, {"alpha": float("nan")}, {"dropout": -0.1}, {"target_modules": "query"}],
+    [
+        {"rank": 1025},
+        {"rank": 2.0},
+        {"rank": True},
+        {"rank": "8"},
+        {"alpha": -1},
+        {"alpha": float("nan")},
+        {"dropout": -0.1},
+        {"target_modules": "query"},
+    ],
 )
 def test_wrong_arguments_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings))):
@@ -79,7 +93,9 @@ def test_wrong_arguments_are_refused(settings: dict[str, Any]) -> None:
 
 
 def test_unknown_targets_are_refused_with_those_that_exist(folder: str) -> None:
-    with pytest.raises(ConfigError, match=r"has no module q_proj: it has dense, key, query, value \(set method.target_modules\)"):
+    with pytest.raises(
+        ConfigError, match=r"has no module q_proj: it has dense, key, query, value \(set method.target_modules\)"
+    ):
         LoRA(target_modules=["query", "q_proj"]).attach(classifier(folder), "share")
 
 
@@ -104,10 +120,21 @@ def test_heads_are_found_by_name(folder: str) -> None:
 
 def test_saved_config_names_base_and_head(folder: str, tmp_path: Path) -> None:
     tunable = LoRA(rank=2, alpha=4).attach(classifier(folder), "share")
-    LoRA(rank=2, alpha=4).save(extract_tensors(tunable.shared), tmp_path / "new" / "adapter", base_model="some/model", head_keys=tunable.head_keys)
+    LoRA(rank=2, alpha=4).save(
+        extract_tensors(tunable.shared),
+        tmp_path / "new" / "adapter",
+        base_model="some/model",
+        head_keys=tunable.head_keys,
+    )
     config = json.loads((tmp_path / "new" / "adapter" / "adapter_config.json").read_text())
     wanted = {
-        "peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": "some/model", "task_type": "SEQ_CLS", "modules_to_save": ["classifier"],
-        "target_modules": ["query", "value"], "inference_mode": True,
-    }  # fmt: skip
+        "peft_type": "LORA",
+        "r": 2,
+        "lora_alpha": 4,
+        "base_model_name_or_path": "some/model",
+        "task_type": "SEQ_CLS",
+        "modules_to_save": ["classifier"],
+        "target_modules": ["query", "value"],
+        "inference_mode": True,
+    }
     assert {key: config[key] for key in wanted} == wanted

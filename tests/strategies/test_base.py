@@ -73,8 +73,13 @@ def test_messages_carry_tensors_config_round_and_identity() -> None:
         client_id = NODES[message.metadata.dst_node_id]
         assert message.metadata.message_type == "train"
         assert dict(message.content.config_records["config"]) == {
-            "lr": 0.5, "rank": client_id + 1, "server-round": 4, "identity.run_id": "r", "identity.config_hash": "c", "identity.model_hash": "m",
-        }  # fmt: skip
+            "lr": 0.5,
+            "rank": client_id + 1,
+            "server-round": 4,
+            "identity.run_id": "r",
+            "identity.config_hash": "c",
+            "identity.model_hash": "m",
+        }
         sent = wire.decode_own(message.content.array_records["arrays"])
         assert list(sent) == (["c"] if client_id % 2 else ["a.lora_A", "b.lora_B", "c"])
         assert np.array_equal(sent["c"], small_global()["c"] * (1 + client_id % 2))
@@ -85,7 +90,10 @@ def test_a_reply_is_measured_against_what_its_sender_was_sent() -> None:
     events: list[Event] = []
     strategy.observers = (events.append,)
     messages = strategy.configure_train(1, wire.encode(small_global()), ConfigRecord(), FakeGrid(NODES))
-    replies = {NODES[m.metadata.dst_node_id]: Message(honest_train(NODES[m.metadata.dst_node_id], m), reply_to=m) for m in messages}
+    replies = {
+        NODES[m.metadata.dst_node_id]: Message(honest_train(NODES[m.metadata.dst_node_id], m), reply_to=m)
+        for m in messages
+    }
     verdict = strategy.guard.inspect(replies.values(), strategy._expected)
     assert [list(u.tensors) for u in verdict.accepted[:2]] == [["a.lora_A", "b.lora_B", "c"], ["c"]]
     assert verdict.rejected == []
@@ -95,7 +103,9 @@ def test_a_reply_is_measured_against_what_its_sender_was_sent() -> None:
     ("every", "rounds", "expected"), [(0, 5, []), (1, 3, [1, 2, 3]), (2, 5, [2, 4, 5]), (3, 3, [3]), (9, 4, [4])]
 )
 def test_clients_evaluate_every_so_often_and_in_the_last_round(every: int, rounds: int, expected: list[int]) -> None:
-    result = FedAvg(cohort_size=3, evaluate_every=every).start(FakeGrid(NODES, honest), wire.encode(small_global()), num_rounds=rounds)
+    result = FedAvg(cohort_size=3, evaluate_every=every).start(
+        FakeGrid(NODES, honest), wire.encode(small_global()), num_rounds=rounds
+    )
     assert sorted(result.evaluate_metrics_clientapp) == expected
 
 
@@ -126,10 +136,16 @@ def test_start_is_flowers_start() -> None:
 def test_a_resumed_start_repeats_the_rounds_that_are_left() -> None:
     ends: list[tuple[int, ArrayRecord]] = []
     grid = FakeGrid(NODES, honest)
-    whole = FedAvg(cohort_size=3).start(grid, wire.encode(small_global()), num_rounds=4, on_round_end=lambda r, a: ends.append((r, a)))
+    whole = FedAvg(cohort_size=3).start(
+        grid, wire.encode(small_global()), num_rounds=4, on_round_end=lambda r, a: ends.append((r, a))
+    )
     assert [r for r, _ in ends] == [1, 2, 3, 4]
     rest = FedAvg(cohort_size=3).start(
-        FakeGrid(NODES, honest), ends[1][1], num_rounds=4, first_round=3, evaluate_fn=lambda r, a: MetricRecord({"round": r})
+        FakeGrid(NODES, honest),
+        ends[1][1],
+        num_rounds=4,
+        first_round=3,
+        evaluate_fn=lambda r, a: MetricRecord({"round": r}),
     )
     assert rest.arrays.object_id == whole.arrays.object_id
     assert sorted(rest.evaluate_metrics_serverapp) == [3, 4]

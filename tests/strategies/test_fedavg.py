@@ -10,7 +10,9 @@ from fedpeft.strategies.fedavg import FedAvg
 
 def update(client_id: int, num_examples: int, **tensors: list[float]) -> ClientUpdate:
     client = ClientInfo(client_id=client_id, node_id=client_id, num_examples=num_examples)
-    return ClientUpdate(client=client, tensors={k: np.float32(v) for k, v in tensors.items()}, num_examples=num_examples)
+    return ClientUpdate(
+        client=client, tensors={k: np.float32(v) for k, v in tensors.items()}, num_examples=num_examples
+    )
 
 
 def test_fedavg_weighs_by_examples() -> None:
@@ -25,6 +27,6 @@ def test_fedavg_weighs_by_examples() -> None:
 
 
 def test_mean_of_factors_is_not_the_mean_of_products() -> None:
-    """A = 1, 3 and B = 2, 4: mean B x mean A = 3 x 2 = 6, mean of B A = (2 + 12) / 2 = 7; the covariance of the factors is 1."""
+    """A = 1, 3 and B = 2, 4: mean B x mean A = 3 x 2 = 6, mean of B A = (2 + 12) / 2 = 7; their covariance is 1."""
     mean = FedAvg().aggregate({}, [update(0, 5, A=[1], B=[2]), update(1, 5, A=[3], B=[4])])
     assert mean["B"] * mean["A"] == 6.0

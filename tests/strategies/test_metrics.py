@@ -10,7 +10,9 @@ from fedpeft.strategies.metrics import aggregate_client_evaluations, group_accur
 
 def update(client_id: int, num_examples: int, **metrics: float) -> ClientUpdate:
     client = ClientInfo(client_id=client_id, node_id=client_id, num_examples=num_examples)
-    return ClientUpdate(client=client, tensors={}, num_examples=num_examples, metrics={"num-examples": num_examples, **metrics})
+    return ClientUpdate(
+        client=client, tensors={}, num_examples=num_examples, metrics={"num-examples": num_examples, **metrics}
+    )
 
 
 def test_train_metrics_are_weighted_means_of_what_all_sent() -> None:
@@ -22,23 +24,50 @@ def test_train_metrics_are_weighted_means_of_what_all_sent() -> None:
 
 @pytest.mark.parametrize(
     ("values", "expected"),
-    [([0.9, 0.2, 0.8], 0.2), ([0.5], 0.5), ([i / 10 for i in range(10)], 0.0), ([0.3, 0.1] + [0.9] * 9, 0.2), ([0.4, 0.2] + [0.9] * 18, 0.3)],
+    [
+        ([0.9, 0.2, 0.8], 0.2),
+        ([0.5], 0.5),
+        ([i / 10 for i in range(10)], 0.0),
+        ([0.3, 0.1] + [0.9] * 9, 0.2),
+        ([0.4, 0.2] + [0.9] * 18, 0.3),
+    ],
 )
 def test_worst_decile_by_hand(values: list[float], expected: float) -> None:
-    """3 and 1 values: the lowest; 10: the lowest one; 11: the lowest two, (0.1 + 0.3) / 2; 20: the lowest two, (0.2 + 0.4) / 2."""
+    """Up to 10 values: the lowest; 11: the lowest two, (0.1 + 0.3) / 2; 20: likewise, (0.2 + 0.4) / 2."""
     assert worst_decile(values) == pytest.approx(expected)
 
 
 def test_group_accuracies_leave_empty_groups_out() -> None:
-    assert group_accuracies("accuracy", ["a", "b", "c"], [3.0, 0.0, 1.0], [4.0, 0.0, 2.0]) == {"accuracy/a": 0.75, "accuracy/c": 0.5}
+    assert group_accuracies("accuracy", ["a", "b", "c"], [3.0, 0.0, 1.0], [4.0, 0.0, 2.0]) == {
+        "accuracy/a": 0.75,
+        "accuracy/c": 0.5,
+    }
 
 
 def test_client_evaluations_weigh_clients_equally() -> None:
-    """Accuracies 1, 0.5, 0: mean 0.5 although the first holds nearly all examples; worst tenth of three: 0; losses 1, 2, 6: mean 3."""
+    """Accuracies 1, 0.5, 0: mean 0.5 although the first holds most; worst tenth of three: 0; losses 1, 2, 6: 3."""
     results = {
-        2: {"num-examples": 1, "eval-accuracy": 0.0, "eval-loss": 6.0, "group-correct": [0.0, 0.0], "group-count": [1.0, 0.0]},
-        0: {"num-examples": 1000, "eval-accuracy": 1.0, "eval-loss": 1.0, "group-correct": [600.0, 400.0], "group-count": [600.0, 400.0]},
-        1: {"num-examples": 4, "eval-accuracy": 0.5, "eval-loss": 2.0, "group-correct": [2.0, 0.0], "group-count": [3.0, 1.0]},
+        2: {
+            "num-examples": 1,
+            "eval-accuracy": 0.0,
+            "eval-loss": 6.0,
+            "group-correct": [0.0, 0.0],
+            "group-count": [1.0, 0.0],
+        },
+        0: {
+            "num-examples": 1000,
+            "eval-accuracy": 1.0,
+            "eval-loss": 1.0,
+            "group-correct": [600.0, 400.0],
+            "group-count": [600.0, 400.0],
+        },
+        1: {
+            "num-examples": 4,
+            "eval-accuracy": 0.5,
+            "eval-loss": 2.0,
+            "group-correct": [2.0, 0.0],
+            "group-count": [3.0, 1.0],
+        },
     }
     record = aggregate_client_evaluations(results)
     assert record is not None

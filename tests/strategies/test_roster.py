@@ -66,7 +66,9 @@ def test_nodes_that_do_not_say_who_they_are_are_left_out(answer: str, caplog: py
             return grid.say_hello(message)
         if answer == "error":
             return Message(Error(2, "no"), reply_to=message)
-        content = RecordDict() if answer == "empty" else wire.hello_reply(client_id=-1, num_examples=1, device="d", rank=None)
+        content = (
+            RecordDict() if answer == "empty" else wire.hello_reply(client_id=-1, num_examples=1, device="d", rank=None)
+        )
         return Message(content, reply_to=message)
 
     grid, roster = FakeGrid(NODES), Roster()

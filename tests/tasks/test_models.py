@@ -19,7 +19,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(maker.write_model(tmp_path_factory.mktemp("models") / "model"))
 
 
-def load(folder: str, *, num_labels: int = 3, dtype: str = "float32", dropout: float | None = None, seed: int = 0) -> nn.Module:
+def load(
+    folder: str, *, num_labels: int = 3, dtype: str = "float32", dropout: float | None = None, seed: int = 0
+) -> nn.Module:
     return load_classifier(folder, num_labels=num_labels, dtype=dtype, dropout=dropout, seed=seed)
 
 
@@ -64,9 +66,15 @@ def test_dropout_zero_makes_training_mode_deterministic(folder: str) -> None:
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
-    [("flags : fpu avx512f avx512_bf16", "bfloat16"), ("flags : amx_bf16", "bfloat16"), ("Features : fp asimd bf16", "bfloat16"),
-     ("flags : avx512f avx2", "float32"), ("model name : avx512_bf16", "float32"), ("", "float32")],
-)  # fmt: skip
+    [
+        ("flags : fpu avx512f avx512_bf16", "bfloat16"),
+        ("flags : amx_bf16", "bfloat16"),
+        ("Features : fp asimd bf16", "bfloat16"),
+        ("flags : avx512f avx2", "float32"),
+        ("model name : avx512_bf16", "float32"),
+        ("", "float32"),
+    ],
+)
 def test_auto_follows_cpu_flags(flags: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models.platform, "system", lambda: "Linux")
     monkeypatch.setattr(Path, "is_file", lambda self: True)
@@ -82,7 +90,9 @@ def test_other_systems_have_no_flags(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_refusals_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"dtype must be one of auto, float32, bfloat16, got 'float16' \(set model.dtype\)"):
+    with pytest.raises(
+        ConfigError, match=r"dtype must be one of auto, float32, bfloat16, got 'float16' \(set model.dtype\)"
+    ):
         resolve_dtype("float16")
     for refused in (lambda: load(str(tmp_path)), lambda: load_tokenizer(str(tmp_path))):
         with pytest.raises(DataError, match=r"set model\.path") as caught:

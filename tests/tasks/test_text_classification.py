@@ -58,7 +58,9 @@ def test_long_texts_are_cut(tokenizer: Any) -> None:
 
 def test_collate_pads_to_the_longest_of_the_batch(tokenizer: Any) -> None:
     batch = encode(tokenizer, SINGLE).collate(np.array([1, 0]))
-    assert {name: value.dtype for name, value in batch.items()} == dict.fromkeys(("input_ids", "attention_mask", "labels"), torch.int64)
+    assert {name: value.dtype for name, value in batch.items()} == dict.fromkeys(
+        ("input_ids", "attention_mask", "labels"), torch.int64
+    )
     assert batch["input_ids"].tolist() == [[2, 7, 3, 0, 0], [2, 4, 5, 6, 3]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
     assert batch["labels"].tolist() == [1, 0]
@@ -75,7 +77,7 @@ def test_pairs_have_token_types_where_the_model_has_them(tokenizer: Any, monkeyp
 
 
 def test_loss_is_cross_entropy_by_hand(tokenizer: Any) -> None:
-    """Logits (0, 0): ln 2. Logits (2, 0), label 1: ln(1 + e^2). Logits (0, 0.5), label 0: ln(1 + e^0.5). Not averaged, float32."""
+    """Logits (0, 0): ln 2; (2, 0), label 1: ln(1 + e^2); (0, 0.5), label 0: ln(1 + e^0.5). Not averaged, float32."""
     task, model = encode(tokenizer, SINGLE), Fixed([[0, 0], [2, 0], [0, 0.5]])
     loss = task.per_example_loss(model, task.collate(np.arange(3)))
     assert loss.dtype == torch.float32
