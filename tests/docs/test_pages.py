@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,7 +49,10 @@ def type_in(toy: list[str], desk: Path, monkeypatch: pytest.MonkeyPatch) -> Call
         if {"--help", "--cfg"} & set(said) or any(one.startswith("resume=") for one in said):
             return main(["simulate", *said])
         own_data = any(one.startswith("task.path=") for one in said)
-        small = [one for one in toy if not (own_data and one.startswith("task"))]
+        # An experiment sets values of the partition that it was written for.
+        experiment = any(one.startswith("+experiment=") for one in said)
+        own = ("task",) * own_data + ("partition",) * experiment
+        small = [one for one in toy if not (own and one.startswith(own))]
         place = [] if any(one.startswith("run_dir=") for one in said) else [f"run_dir=runs/{abs(hash(tuple(said)))}"]
         return main(["simulate", *small, *said, *place])
 
@@ -150,3 +154,15 @@ def test_tables_of_groups_strategies_and_methods_are_complete() -> None:
 def test_the_readme_has_room_for_the_benchmark() -> None:
     text = (pages.ROOT / "README.md").read_text()
     assert 0 < text.index("<!-- benchmark:begin -->") < text.index("<!-- benchmark:end -->")
+
+
+@pytest.mark.parametrize("page", pages.PAGES)
+def test_values_that_the_page_names_exist(page: str) -> None:
+    """A path in backquotes that begins with a key of the configuration is one, whatever member the group has."""
+    config = cfg.compose(["model.path=x", "partition.seed=0"])
+    named = re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)[`=]", (pages.ROOT / page).read_text())
+    files = (".html", ".json", ".jsonl", ".yaml", ".py")
+    for path in (one for one in named if one.split(".")[0] in config and not one.endswith(files)):
+        *parents, last = path.split(".")
+        node = cfg.look_up(config, ".".join(parents))
+        assert last in node or last == "_target_", f"{page}: {path}"
