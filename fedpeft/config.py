@@ -202,7 +202,7 @@ def check(config: Config) -> None:
         ConfigError: one line for each problem.
     """
     problems = [*_range_problems(config), *_choice_problems(config)]
-    for name in ("method", "fleet", "selection", "engine"):
+    for name in ("strategy", "method", "partition", "fleet", "selection", "engine"):
         node = config.get(name)
         if not isinstance(node, Mapping) or "_target_" not in node:
             problems.append(f"{name} must name a _target_, got {node!r} (choose one of conf/{name})")

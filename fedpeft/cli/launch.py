@@ -57,6 +57,8 @@ def launch(config: cfg.Config, overrides: Sequence[str]) -> int:
 
 
 def _run(config: cfg.Config, run_dir: Path, resuming: bool, started_at: float) -> int:
+    from fedpeft.server.files import read_lines
+
     checkpoint, earlier = _read_checkpoint(run_dir, config) if resuming else (None, {})
     engine = cfg.build(config["engine"])
     code = 0
@@ -67,6 +69,9 @@ def _run(config: cfg.Config, run_dir: Path, resuming: bool, started_at: float) -
     except KeyboardInterrupt:
         print(f"fedpeft: interrupted; continue with: fedpeft simulate resume={run_dir}", file=sys.stderr)
         code = 130
+    if code == 0 and not any(row["num_replies"] for row in read_lines(run_dir / "rounds.jsonl")):
+        print("fedpeft: no reply was good in any round: clients.jsonl and the report say why", file=sys.stderr)
+        code = 1
     if config["report"]:
         _report(run_dir)
     return code

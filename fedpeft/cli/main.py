@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -73,6 +74,7 @@ def print_error(error: FedPeftError) -> None:
 
 def _be_quiet() -> None:
     """Switch off what libraries would send out or print by themselves, unless the user has said otherwise."""
+    warnings.formatwarning = lambda message, *_, **__: f"fedpeft: warning: {' '.join(str(message).split())}\n"
     for name, value in {
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",

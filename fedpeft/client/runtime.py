@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedpeft import config as cfg
+from fedpeft.client.examples import Examples, load_examples, say
 from fedpeft.client.state import PersonalState
 from fedpeft.client.trainer import TrainResult, TrainSettings, evaluate, train
 from fedpeft.core.errors import ConfigError
@@ -20,39 +20,15 @@ from fedpeft.core.seeds import derive
 from fedpeft.core.tensors import specs
 from fedpeft.core.types import Tensors, TensorSpec
 from fedpeft.core.wire import Identity
-from fedpeft.data.holdout import client_split, hold_out, num_test_rows
-from fedpeft.data.partition import Partition, split_clients
-from fedpeft.data.sources import load_table, resolve_model
-from fedpeft.data.table import Table, count_by_name
+from fedpeft.data.holdout import client_split, num_test_rows
+from fedpeft.data.sources import resolve_model
+from fedpeft.data.table import count_by_name
 from fedpeft.device_profiles.flops import StepFlops, measure_step_flops
 from fedpeft.methods.base import Method, Tunable, extract_tensors, load_tensors
+from fedpeft.methods.heads import head_parameters
 from fedpeft.tasks.base import Scores
 from fedpeft.tasks.batches import evaluation_batches, shards
-from fedpeft.tasks.models import hash_model, load_classifier, load_tokenizer
-from fedpeft.tasks.text_classification import TextClassification
-
-
-@dataclass(frozen=True, kw_only=True)
-class Examples:
-    """The data: what the server evaluates on and what the clients hold.
-
-    Attributes:
-        task: all training texts, tokenised.
-        rows: (n,) row of ``task`` of each example that clients hold.
-        partition: splits ``0 .. n - 1`` among the clients.
-        eval_task: the server's held-out texts, tokenised.
-        eval_rows: rows of ``eval_task`` to evaluate on.
-        label_names: names of the labels.
-        group_names: names of the groups.
-    """
-
-    task: TextClassification
-    rows: np.ndarray
-    partition: Partition
-    eval_task: TextClassification
-    eval_rows: np.ndarray
-    label_names: tuple[str, ...]
-    group_names: tuple[str, ...]
+from fedpeft.tasks.models import hash_model, load_classifier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +42,7 @@ class Runtime:
         settings: how clients train.
         initial: what the shared tensors are before round 1.
         initial_local: what a client's own tensors are before it first trains.
+        initial_head: the classification head before training, whatever becomes of it.
         identity: hashes of run, config and base model.
         dtype: dtype of the base and of the products.
         train_flops: cost of a training step.
@@ -81,6 +58,7 @@ class Runtime:
     settings: TrainSettings
     initial: Tensors
     initial_local: Tensors
+    initial_head: Tensors
     identity: Identity
     dtype: str
     train_flops: StepFlops
@@ -191,7 +169,7 @@ def build_runtime(config: cfg.Config, allow: Sequence[str] | None = None) -> Run
     method: Method = cfg.build(config["method"], allow)
     settings = TrainSettings(**config["client"])
     model_config = config["model"]
-    path = resolve_model(model_config["path"], model_config["revision"], progress=_say)
+    path = resolve_model(model_config["path"], model_config["revision"], progress=say)
     examples = load_examples(config, path, allow)
     model = load_classifier(
         path,
@@ -212,6 +190,7 @@ def build_runtime(config: cfg.Config, allow: Sequence[str] | None = None) -> Run
         settings=settings,
         initial=extract_tensors(tunable.shared),
         initial_local=extract_tensors(tunable.local),
+        initial_head=extract_tensors(head_parameters(tunable.model)),
         identity=identity,
         dtype=model_config["dtype"],
         train_flops=measure_step_flops(lambda: _meta_model(method, model, config["head"])),
@@ -219,34 +198,6 @@ def build_runtime(config: cfg.Config, allow: Sequence[str] | None = None) -> Run
         config=config,
         model_path=path,
         allow=allow,
-    )
-
-
-def load_examples(config: cfg.Config, model_path: str, allow: Sequence[str] | None = None) -> Examples:
-    """Load, hold out, split and tokenise the data."""
-    task = config["task"]
-    columns: dict[str, Any] = {name: task[name] for name in ("text_columns", "label_column", "group_column", "extra_columns")}
-    columns["progress"] = _say
-    table = load_table(task["path"], split=task["split"], revision=task["revision"], **columns)
-    held_out = task["held_out"]
-    if isinstance(held_out, str):
-        eval_table = load_table(task["path"], split=held_out, revision=task["revision"], like=table, **columns)
-        rows, eval_rows = np.arange(len(table)), np.arange(len(eval_table))
-    else:
-        eval_table = table
-        rows, eval_rows = hold_out(table, held_out, config["seed"])
-    held = table if len(rows) == len(table) else table.take(rows)
-    partition = split_clients(held, cfg.build(config["partition"], allow), config["num_clients"], seed=config["seed"])
-    tokenizer = load_tokenizer(model_path, config["model"]["revision"])
-    encoded = _encode(table, tokenizer, config["model"]["max_length"])
-    return Examples(
-        task=encoded,
-        rows=rows,
-        partition=partition,
-        eval_task=encoded if eval_table is table else _encode(eval_table, tokenizer, config["model"]["max_length"]),
-        eval_rows=eval_rows,
-        label_names=table.label_names,
-        group_names=table.group_names,
     )
 
 
@@ -277,15 +228,6 @@ def personal_state(config: Mapping[str, Any], client_id: int, folder: str | None
     """Return where a client keeps its own tensors: ``folder``, else in the run directory."""
     root = Path(folder) if folder else Path(config["run_dir"]) / "checkpoints" / "clients"
     return PersonalState(root / f"client-{client_id:06d}")
-
-
-def _say(text: str) -> None:
-    """Tell of long preparations; the display is not there yet."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def _encode(table: Table, tokenizer: Any, max_length: int) -> TextClassification:
-    return TextClassification.encode(table.texts, table.labels, table.groups, len(table.group_names), tokenizer, max_length)
 
 
 def _attach(method: Method, model: Any, config: cfg.Config) -> Tunable:

@@ -21,8 +21,9 @@ from fedpeft.core.errors import ConfigError, EngineError, FedPeftError
 from fedpeft.core.events import Observer, Preparing, tell
 from fedpeft.engines.memory import KERNEL_CACHES, available_cores, tame_memory, tree_mb
 from fedpeft.engines.session import close_session, local_shard_map, mark_failed, open_session, travelling
-from fedpeft.server.app import Session, serve
+from fedpeft.server.app import serve
 from fedpeft.server.checkpoint import Checkpoint
+from fedpeft.server.rounds import Session
 
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **KERNEL_CACHES}
 

@@ -16,11 +16,11 @@ from fedpeft import config as cfg
 from fedpeft.client.runtime import Runtime
 from fedpeft.core.events import Observer, RunFinished, tell
 from fedpeft.core.types import Tensors
-from fedpeft.server.app import Session
-from fedpeft.server.checkpoint import Checkpoint
+from fedpeft.server.checkpoint import Checkpoint, load_checkpoint
 from fedpeft.server.evaluate import ShardMap
 from fedpeft.server.files import write_json
 from fedpeft.server.record import RunRecord
+from fedpeft.server.rounds import Session
 from fedpeft.tasks.base import Scores
 
 PACKAGES = ("flwr", "torch", "transformers", "peft", "opacus", "numpy", "hydra-core", "flwr-datasets", "datasets")
@@ -83,13 +83,13 @@ def open_session(
 
 def close_session(session: Session, status: str) -> dict[str, Any]:
     """Write the final summary and, from the newest checkpoint, the adapter; return the summary."""
-    from fedpeft.server.checkpoint import load_checkpoint
-
     runtime, run_dir = session.runtime, Path(session.runtime.config["run_dir"])
     newest = load_checkpoint(run_dir / "checkpoints")
     if newest is not None:
         base = runtime.model_path if not Path(runtime.model_path).exists() else os.path.abspath(runtime.model_path)
-        runtime.method.save(newest.tensors, run_dir / "adapter", base_model=base, head_keys=runtime.tunable.head_keys & newest.tensors.keys())
+        # A head that never travelled is saved as it began: with another one the adapter would mean something else.
+        tensors = {**runtime.initial_head, **newest.tensors}
+        runtime.method.save(tensors, run_dir / "adapter", base_model=base, head_keys=frozenset(runtime.initial_head))
     summary = session.record.write_summary(status)
     tell(session.observers, RunFinished(summary=summary))
     return summary

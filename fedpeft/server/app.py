@@ -3,53 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from threading import Event
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
+from flwr.app import ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
 from fedpeft import config as cfg
 from fedpeft.client.app import CHECKPOINT_ROUND
-from fedpeft.client.runtime import Runtime
 from fedpeft.core import wire
 from fedpeft.core.errors import CheckpointError, ConfigError
-from fedpeft.core.events import Observer, RoundFinished, RunStarted, tell
+from fedpeft.core.events import RunStarted, tell
 from fedpeft.core.guard import UpdateGuard
 from fedpeft.core.tensors import specs
 from fedpeft.core.types import Cost, Work
-from fedpeft.server.checkpoint import Checkpoint, save_checkpoint
-from fedpeft.server.evaluate import ShardMap, evaluate_global
+from fedpeft.server.checkpoint import Checkpoint
 from fedpeft.server.grid import ClockedGrid
-from fedpeft.server.record import RunRecord
+from fedpeft.server.rounds import Rounds, Session
 from fedpeft.strategies.base import FedPeft
 from fedpeft.strategies.roster import Roster
-
-
-@dataclass(frozen=True, kw_only=True)
-class Session:
-    """What an engine hands the server besides Flower's grid.
-
-    Attributes:
-        runtime: model, data and initial tensors.
-        record: writes the run directory.
-        shard_map: spreads the server's evaluation over the engine's workers.
-        checkpoint: where to go on from, None to start at round 1.
-        observers: told of everything, the record first.
-        poll_s: real seconds between two looks at a grid that does not wait by itself.
-        stop: set when replies will not come any more.
-    """
-
-    runtime: Runtime
-    record: RunRecord
-    shard_map: ShardMap
-    checkpoint: Checkpoint | None
-    observers: tuple[Observer, ...]
-    poll_s: float = 0.0
-    stop: Event = field(default_factory=Event)
 
 
 def build_server_app(session: Session) -> ServerApp:
@@ -99,8 +71,8 @@ def serve(grid: Grid, session: Session) -> None:
     clients = roster.refresh(clocked, timeout=config["round"]["timeout_s"])
     if not clients:
         raise ConfigError("no client answered (is any connected?)")
-    rounds = _Rounds(session, clocked)
     train_config = ConfigRecord({CHECKPOINT_ROUND: start.server_round})
+    rounds = Rounds(session, strategy, clocked, train_config)
     session.record.started()
     event = RunStarted(
         name=config["name"],
@@ -115,43 +87,15 @@ def serve(grid: Grid, session: Session) -> None:
         "num_rounds": config["rounds"],
         "timeout": config["round"]["timeout_s"],
         "train_config": train_config,
-        "evaluate_fn": rounds.evaluate,
     }
     initial = wire.encode(start.tensors)
     if isinstance(strategy, FedPeft):
         strategy.roster, strategy.identity = roster, runtime.identity
         strategy.observers = session.observers
-        saver = _saver(session, strategy, clocked, train_config)
-        strategy.start(clocked, initial, **common, first_round=start.server_round + 1, on_round_end=saver)
+        first = start.server_round + 1
+        strategy.start(clocked, initial, **common, evaluate_fn=rounds.evaluate, first_round=first, on_round_end=rounds.save)
     else:
-        strategy.start(clocked, initial, **common)
-
-
-class _Rounds:
-    """Evaluates and closes each round; called by the strategy, Flower's own or ours."""
-
-    def __init__(self, session: Session, clocked: ClockedGrid) -> None:
-        self._session = session
-        self._clocked = clocked
-
-    def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        """Evaluate the global tensors and put the round on record."""
-        session, data = self._session, self._session.runtime.examples
-        metrics, cpu_s = evaluate_global(
-            wire.decode_own(arrays),
-            num_shards=len(session.runtime.eval_shards),
-            shard_map=session.shard_map,
-            group_names=data.group_names,
-            server_round=server_round,
-            observers=session.observers,
-        )
-        if server_round == 0:
-            session.record.initial(metrics, cpu_s)
-            row: Mapping[str, Any] = {"round": 0, "eval": metrics}
-        else:
-            row = session.record.close_round(server_round, metrics, cpu_s, self._clocked.clock.now_s)
-        tell(session.observers, RoundFinished(server_round=server_round, record=row))
-        return MetricRecord(metrics)  # type: ignore[arg-type]
+        strategy.start(clocked, initial, **common, evaluate_fn=rounds.evaluate_and_save)
 
 
 def _predictor(profiles: Mapping[str, Any]) -> Callable[[str, Work], Cost]:
@@ -179,22 +123,3 @@ def _resume(session: Session, strategy: Strategy, clocked: ClockedGrid) -> Check
     clocked.clock.now_s = checkpoint.virtual_clock_s
     return checkpoint
 
-
-def _saver(session: Session, strategy: FedPeft, clocked: ClockedGrid, train_config: ConfigRecord) -> Callable[[int, ArrayRecord], None]:
-    config = session.runtime.config
-    folder = Path(config["run_dir"]) / "checkpoints"
-
-    def save(server_round: int, arrays: ArrayRecord) -> None:
-        if server_round % config["checkpoint"]["every"] and server_round != config["rounds"]:
-            return
-        checkpoint = Checkpoint(
-            server_round=server_round,
-            tensors=wire.decode_own(arrays),
-            state=strategy.state(),
-            virtual_clock_s=clocked.clock.now_s,
-            model_hash=session.runtime.identity.model_hash,
-        )
-        save_checkpoint(folder, checkpoint, config["checkpoint"]["keep"])
-        train_config[CHECKPOINT_ROUND] = server_round
-
-    return save

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from fedpeft.cli.launch import launch
+from fedpeft.client.runtime import build_runtime
 
 Make = Callable[..., dict[str, Any]]
 
@@ -107,9 +108,14 @@ def test_the_saved_adapter_has_the_accuracy_that_the_run_reports(toy_config: Mak
 
 
 def test_a_local_head_stays_on_the_clients(toy_config: Make) -> None:
-    run_dir = run(toy_config("head=local", "rounds=2"))
+    config = toy_config("head=local", "rounds=2")
+    run_dir = run(config)
+    travelled = load_file(run_dir / "checkpoints" / "round-0002" / "tensors.safetensors")
+    assert not [key for key in travelled if "classifier" in key]
     saved = load_file(run_dir / "adapter" / "adapter_model.safetensors")
-    assert not [key for key in saved if "classifier" in key]
+    initial = build_runtime(config).initial_head
+    assert initial.keys() == saved.keys() - travelled.keys()
+    assert all((saved[key] == value).all() for key, value in initial.items())
     heads = sorted((run_dir / "checkpoints" / "clients").glob("*/round-*.safetensors"))
     values = [load_file(path)["base_model.model.classifier.weight"] for path in heads]
     assert len(values) > 3
@@ -122,3 +128,18 @@ def test_sizes_follow_from_the_config_not_from_a_count_of_registered_clients(toy
     assert data["num_clients"] == 200
     assert sum(client["num_examples"] for client in data["clients"]) == data["num_train"] == 320
     assert len(rows(run_dir, "clients.jsonl")) == 3
+
+
+def test_a_stock_flower_strategy_runs_from_the_config(toy_config: Make) -> None:
+    config = toy_config("rounds=2")
+    config["strategy"] = {"_target_": "flwr.serverapp.strategy.FedAdam", "fraction_evaluate": 0.0, "min_available_nodes": 6}
+    run_dir = run(config)
+    assert [row["num_replies"] for row in rows(run_dir, "rounds.jsonl")] == [6, 6]
+    assert {value.dtype.name for value in load_file(run_dir / "adapter" / "adapter_model.safetensors").values()} == {"float32"}
+
+
+def test_a_run_in_which_no_reply_was_good_fails(toy_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
+    config = toy_config("rounds=2", "round.deadline_s=0.000001")
+    assert launch(config, []) == 1
+    assert "no reply was good in any round" in capfd.readouterr().err
+    assert {row["kept"] for row in rows(Path(config["run_dir"]), "rounds.jsonl")} == {"0 good replies, 1 are needed"}

@@ -1,0 +1,109 @@
+"""What the server does after each round: evaluate, put it on record, save a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.serverapp.strategy import Strategy
+
+from fedpeft.client.app import CHECKPOINT_ROUND
+from fedpeft.client.runtime import Runtime
+from fedpeft.core import wire
+from fedpeft.core.events import Observer, RoundFinished, tell
+from fedpeft.core.types import Tensors
+from fedpeft.server.checkpoint import Checkpoint, save_checkpoint
+from fedpeft.server.evaluate import ShardMap, evaluate_global
+from fedpeft.server.grid import ClockedGrid
+from fedpeft.server.record import RunRecord
+from fedpeft.strategies.base import FedPeft
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What an engine hands the server besides Flower's grid.
+
+    Attributes:
+        runtime: model, data and initial tensors.
+        record: writes the run directory.
+        shard_map: spreads the server's evaluation over the engine's workers.
+        checkpoint: where to go on from, None to start at round 1.
+        observers: told of everything, the record first.
+        poll_s: real seconds between two looks at a grid that does not wait by itself.
+        stop: set when replies will not come any more.
+    """
+
+    runtime: Runtime
+    record: RunRecord
+    shard_map: ShardMap
+    checkpoint: Checkpoint | None
+    observers: tuple[Observer, ...]
+    poll_s: float = 0.0
+    stop: Event = field(default_factory=Event)
+
+
+class Rounds:
+    """Evaluates, records and saves, called by the strategy: our own or Flower's.
+
+    Args:
+        session: the run.
+        strategy: its state goes into checkpoints.
+        clocked: its clock goes into the record and checkpoints.
+        train_config: sent with every training message; it carries the round of the newest checkpoint.
+    """
+
+    def __init__(self, session: Session, strategy: Strategy, clocked: ClockedGrid, train_config: ConfigRecord) -> None:
+        self._session = session
+        self._strategy = strategy
+        self._clocked = clocked
+        self._train_config = train_config
+
+    def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        """Evaluate the global tensors and put the round on record; round 0 is the model before training."""
+        session = self._session
+        metrics, cpu_s = evaluate_global(
+            self._tensors(arrays),
+            num_shards=len(session.runtime.eval_shards),
+            shard_map=session.shard_map,
+            group_names=session.runtime.examples.group_names,
+            server_round=server_round,
+            observers=session.observers,
+        )
+        if server_round == 0:
+            session.record.initial(metrics, cpu_s)
+            row: Mapping[str, Any] = {"round": 0, "eval": metrics}
+        else:
+            row = session.record.close_round(server_round, metrics, cpu_s, self._clocked.clock.now_s)
+        tell(session.observers, RoundFinished(server_round=server_round, record=row))
+        return MetricRecord(metrics)  # type: ignore[arg-type]
+
+    def save(self, server_round: int, arrays: ArrayRecord) -> None:
+        """Write a checkpoint where one is due."""
+        config = self._session.runtime.config
+        if server_round % config["checkpoint"]["every"] and server_round != config["rounds"]:
+            return
+        checkpoint = Checkpoint(
+            server_round=server_round,
+            tensors=self._tensors(arrays),
+            state=self._strategy.state() if isinstance(self._strategy, FedPeft) else {},
+            virtual_clock_s=self._clocked.clock.now_s,
+            model_hash=self._session.runtime.identity.model_hash,
+        )
+        save_checkpoint(Path(config["run_dir"]) / "checkpoints", checkpoint, config["checkpoint"]["keep"])
+        self._train_config[CHECKPOINT_ROUND] = server_round
+
+    def evaluate_and_save(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        """Do both, for stock strategies: this is the only call they make after a round."""
+        metrics = self.evaluate(server_round, arrays)
+        if server_round:
+            self.save(server_round, arrays)
+        return metrics
+
+    def _tensors(self, arrays: ArrayRecord) -> Tensors:
+        """Return the global tensors in the dtypes they travel in; FedAdam makes float64 of float32."""
+        spec = self._session.runtime.shared_spec
+        return {key: value.astype(spec[key].dtype, copy=False) for key, value in wire.decode_own(arrays).items()}
