@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -57,6 +58,14 @@ def test_median_cap_by_hand() -> None:
     """Norms 1, 1, 2, 2, 16: median 2, cap 4 x 2 = 8, so 16 goes. With 8 for 16 nothing goes: 8 is not over 8."""
     assert dropped(judge([1.0, 1.0, 2.0, 2.0, 16.0], norm_factor=4.0)) == {4: "norm"}
     assert dropped(judge([1.0, 1.0, 2.0, 2.0, 8.0], norm_factor=4.0)) == {}
+
+
+def test_the_norm_is_that_of_the_change() -> None:
+    """What was sent has norm 1000. A reply equal to it changes nothing; zeros, which have norm 0, change it by 1000."""
+    sent = {"x": np.full(4, 500, np.float32)}
+    expected = {7: replace(expectation(0, 7), sent=sent)}
+    assert dropped(UpdateGuard(max_norm=8.0).inspect([message(7, 1000.0)], expected)) == {}
+    assert dropped(UpdateGuard(max_norm=8.0).inspect([message(7, 0.0)], expected)) == {0: "norm"}
 
 
 def test_three_replies_have_no_median() -> None:

@@ -59,7 +59,7 @@ EVALUATIONS = [
 
 @pytest.mark.parametrize("case", EVALUATIONS, ids=lambda case: case.name)
 def test_a_bad_evaluation_is_left_out_and_named(case: Case) -> None:
-    """Without client 5: accuracies 0.5 + 0.05 k, k < 5: mean 0.6, worst 0.5; losses 1..5; right by group 25, 35 of 50."""
+    """Without client 5: accuracies 0.5 + 0.05 k, k < 5: mean 0.6, worst 0.5; losses 1..5; groups 25, 35 of 50."""
     events: list[Event] = []
     strategy = FedAvg(evaluate_every=1)
     strategy.observers = (events.append,)

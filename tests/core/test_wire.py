@@ -63,6 +63,9 @@ def test_a_sound_array_is_taken() -> None:
     assert np.array_equal(wire.parse_array("x", raw(npy(X)), SPEC), X)
     column = np.asfortranarray(np.ones(4, np.float32))
     assert np.array_equal(wire.parse_array("x", Array(ndarray=column), TensorSpec((4,), "float32")), column)
+    # One dimension has one order, whatever the header calls it.
+    flagged = raw(npy_with_header(header((4,), fortran=True), column.tobytes()), shape=(4,))
+    assert np.array_equal(wire.parse_array("x", flagged, TensorSpec((4,), "float32")), column)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +110,7 @@ def test_declarations_must_agree_with_the_bytes() -> None:
     refused("shape", raw(npy(X), shape=()))
     refused("stype", raw(npy(X), stype="torch.tensor"))
     refused("dtype", raw(npy(X)), TensorSpec((3, 4), "float64"))
+    refused("dtype", raw(npy(X.astype(int)), dtype="int64"), TensorSpec((3, 4), "int64"))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
