@@ -75,6 +75,7 @@ class FedPeft(Strategy):
         self.identity = wire.Identity()
         self.observers: tuple[Observer, ...] = ()
         self._final_round: int | None = None
+        self._timeout: float | None = None
         self._global: Tensors = {}
         self._expected: dict[int, Expectation] = {}
 
@@ -176,7 +177,7 @@ class FedPeft(Strategy):
             first_round: above 1 when a run is resumed.
             on_round_end: called with the round and its arrays when all of it is done.
         """
-        self._final_round = num_rounds
+        self._final_round, self._timeout = num_rounds, timeout
         train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
         result = Result(arrays=initial_arrays)
         if evaluate_fn and first_round == 1 and (metrics := evaluate_fn(0, initial_arrays)) is not None:
@@ -203,7 +204,7 @@ class FedPeft(Strategy):
     def _instruct(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid, kind: str, size: int | None
     ) -> list[Message]:
-        clients = self.roster.refresh(grid)
+        clients = self.roster.refresh(grid, timeout=self._timeout)
         if size is not None:
             clients = self.selection.select(clients, size, server_round, rng(self.seed, "cohort", kind, server_round))
         self._expected, messages = {}, []

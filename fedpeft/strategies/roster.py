@@ -27,12 +27,23 @@ class Roster:
         self._contested: set[int] = set()
 
     def refresh(self, grid: Grid, timeout: float | None = None) -> list[ClientInfo]:
-        """Ask the nodes that are new and return the clients now there, by client id."""
+        """Ask the nodes that are new and return the clients now there, by client id.
+
+        Args:
+            grid: carries the questions.
+            timeout: seconds to wait for answers; nodes that give none are left out from then on, or each round would
+                wait for them anew. None waits for all.
+        """
         present = set(grid.get_node_ids())
         unknown = sorted(present - self._by_node.keys() - self._refused)
         questions = [Message(RecordDict(), dst_node_id=node, message_type=wire.HELLO_QUERY) for node in unknown]
+        silent = set(unknown)
         for reply in grid.send_and_receive(questions, timeout=timeout) if questions else ():
+            silent.discard(reply.metadata.src_node_id)
             self._learn(reply)
+        for node in sorted(silent):
+            log.warning("node %d is left out: it did not say who it is", node)
+        self._refused |= silent
         self._by_node = {node: info for node, info in self._by_node.items() if node in present}
         return sorted(self._by_node.values(), key=lambda info: info.client_id)
 

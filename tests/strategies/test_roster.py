@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from typing import ClassVar
 
 import pytest
-from fake_grid import FakeGrid
+from fake_grid import FakeGrid, honest, small_global
 from flwr.app import Error, Message, RecordDict
+from flwr.serverapp import Grid
 
 from fedpeft.core import wire
+from fedpeft.core.types import ClientInfo
+from fedpeft.strategies.fedavg import FedAvg
 from fedpeft.strategies.roster import Roster
 
 NODES = {50: 2, 40: 0, 60: 1}
@@ -77,3 +82,34 @@ def test_nodes_that_do_not_say_who_they_are_are_left_out(answer: str, caplog: py
     assert "node 60 is left out" in caplog.text
     assert ids(roster, grid) == [0, 2]
     assert len(grid.asked) == 3
+
+
+def test_a_node_that_stays_silent_is_left_out_and_waited_for_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Patient(FakeGrid):
+        """Answers for all nodes but one; notes how long it was told to wait."""
+
+        waits: ClassVar[list[float | None]] = []
+
+        def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+            self.waits.append(timeout)
+            return [r for r in super().send_and_receive(messages) if r.metadata.src_node_id != 60]
+
+    grid, roster = Patient(NODES), Roster()
+    assert [client.client_id for client in roster.refresh(grid, timeout=5.0)] == [0, 2]
+    assert [client.client_id for client in roster.refresh(grid, timeout=5.0)] == [0, 2]
+    assert grid.waits == [5.0]
+    assert "node 60 is left out: it did not say who it is" in caplog.text
+
+
+def test_a_strategy_waits_for_newcomers_no_longer_than_for_replies() -> None:
+    waits: list[float | None] = []
+
+    class Noting(Roster):
+        def refresh(self, grid: Grid, timeout: float | None = None) -> list[ClientInfo]:
+            waits.append(timeout)
+            return super().refresh(grid, timeout)
+
+    strategy = FedAvg(cohort_size=3, evaluate_every=1)
+    strategy.roster = Noting()
+    strategy.start(FakeGrid(NODES, honest), wire.encode(small_global()), num_rounds=1, timeout=7.0)
+    assert waits == [7.0, 7.0]
