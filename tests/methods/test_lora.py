@@ -66,6 +66,10 @@ def test_factors_are_float32_beside_a_bfloat16_base(folder: str) -> None:
     tunable = LoRA(rank=2).attach(classifier(folder, "bfloat16"), "share")
     assert {v.dtype for v in tunable.trainable} == {torch.float32}
     assert {p.dtype for p in tunable.model.parameters() if not p.requires_grad} == {torch.bfloat16}
+    # Casting the input up first would give the same values under autocast, more slowly.
+    adapted = [module for module in tunable.model.modules() if hasattr(module, "lora_A")]
+    assert len(adapted) == 4
+    assert not any(module.cast_input_dtype_enabled for module in adapted)
 
 
 def test_all_wrong_arguments_are_named_at_once() -> None:
