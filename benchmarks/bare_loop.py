@@ -27,7 +27,11 @@ def main() -> None:
     train_cpu_s = eval_cpu_s = 0.0
     started = time.monotonic()
     for server_round in range(1, config["rounds"] + 1):
-        cohort = sorted(rng(config["seed"], "cohort", "train", server_round).choice(config["num_clients"], config["cohort_size"], replace=False))
+        cohort = sorted(
+            rng(config["seed"], "cohort", "train", server_round).choice(
+                config["num_clients"], config["cohort_size"], replace=False
+            )
+        )
         updates, weights = [], []
         for client_id in map(int, cohort):
             result = runtime.train(client_id, server_round, tensors, personal_state(config, client_id), 0)
@@ -38,7 +42,16 @@ def main() -> None:
         scores = [runtime.evaluate_shard(tensors, shard) for shard in range(len(runtime.eval_shards))]
         eval_cpu_s += sum(score.cpu_s for score in scores)
     accuracy = sum(s.correct.sum() for s in scores) / sum(s.count.sum() for s in scores)
-    print(json.dumps({"rounds_s": time.monotonic() - started, "train_cpu_s": train_cpu_s, "eval_cpu_s": eval_cpu_s, "accuracy": accuracy}))
+    print(
+        json.dumps(
+            {
+                "rounds_s": time.monotonic() - started,
+                "train_cpu_s": train_cpu_s,
+                "eval_cpu_s": eval_cpu_s,
+                "accuracy": accuracy,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

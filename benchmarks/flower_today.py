@@ -1,6 +1,7 @@
-"""The demo's job as users of Flower write it today: stock FedAvg and ``run_simulation``, float32, random batches, the model built in each message.
+"""The demo's job as users of Flower write it today.
 
-The data, the split, the cohort size, the steps, the batch size, the learning rate, the optimiser and the dropout are the demo's; what differs is how it is run.
+Stock FedAvg and ``run_simulation``, float32, random batches, the model built in each message. The data, the split, the
+cohort size, the steps, the batch size, the learning rate, the optimiser and the dropout are the demo's.
 """
 
 from __future__ import annotations
@@ -35,7 +36,14 @@ def build_model(config: dict[str, Any], path: str) -> Any:
     base = AutoModelForSequenceClassification.from_pretrained(path, num_labels=2, dtype=torch.float32, **extra)
     method = config["method"]
     return get_peft_model(
-        base, LoraConfig(task_type="SEQ_CLS", r=method["rank"], lora_alpha=method["alpha"], lora_dropout=method["dropout"], target_modules=method["target_modules"])
+        base,
+        LoraConfig(
+            task_type="SEQ_CLS",
+            r=method["rank"],
+            lora_alpha=method["alpha"],
+            lora_dropout=method["dropout"],
+            target_modules=method["target_modules"],
+        ),
     )
 
 
@@ -61,7 +69,9 @@ def client_app(config: dict[str, Any], path: str) -> Any:
         set_peft_model_state_dict(model, message.content["arrays"].to_torch_state_dict())
         client = config["client"]
         held = examples.rows[examples.partition.indices(int(context.node_config["partition-id"]))]
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=client["lr"], weight_decay=client["weight_decay"])
+        optimizer = torch.optim.AdamW(
+            [p for p in model.parameters() if p.requires_grad], lr=client["lr"], weight_decay=client["weight_decay"]
+        )
         model.train()
         rng, order = np.random.default_rng(), np.empty(0, dtype=np.int64)
         for _ in range(client["local_steps"]):
@@ -121,8 +131,12 @@ def server_app(config: dict[str, Any], path: str, result: dict[str, float]) -> A
             return MetricRecord({"accuracy": result["accuracy"]})
 
         share = config["cohort_size"] / config["num_clients"]
-        strategy = FedAvg(fraction_train=share, fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=config["num_clients"])
-        strategy.start(grid, ArrayRecord(get_peft_model_state_dict(model)), num_rounds=config["rounds"], evaluate_fn=evaluate)
+        strategy = FedAvg(
+            fraction_train=share, fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=config["num_clients"]
+        )
+        strategy.start(
+            grid, ArrayRecord(get_peft_model_state_dict(model)), num_rounds=config["rounds"], evaluate_fn=evaluate
+        )
 
     return app
 
@@ -137,8 +151,13 @@ def main() -> None:
 
     config = new_config({**cfg.compose(sys.argv[1:]), "run_dir": str(Path("unused"))})
     path, result = resolve_model(config["model"]["path"]), {}
-    resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": WORKERS, "log_to_driver": False, "logging_level": logging.ERROR}}
-    run_simulation(server_app(config, path, result), client_app(config, path), config["num_clients"], backend_config=resources)
+    resources = {
+        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+        "init_args": {"num_cpus": WORKERS, "log_to_driver": False, "logging_level": logging.ERROR},
+    }
+    run_simulation(
+        server_app(config, path, result), client_app(config, path), config["num_clients"], backend_config=resources
+    )
     print(json.dumps(result))
 
 

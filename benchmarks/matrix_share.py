@@ -1,6 +1,7 @@
 """How much of one core's matrix-multiply limit the demo's training step reaches.
 
-The limit is what torch reaches on bare products of the step's own shapes (batch x length rows, the model's widths) in the same process; the step is timed as clients run it, everything included.
+The limit is what torch reaches on bare products of the step's own shapes (batch x length rows, the model's widths) in
+the same process; the step is timed as clients run it, everything included.
 """
 
 from __future__ import annotations
@@ -23,11 +24,21 @@ def main() -> None:
     tame_memory()
     import torch
 
-    runtime = build_runtime(new_config({**cfg.compose(["+experiment=demo", "client.local_steps=16"]), "run_dir": str(Path("unused"))}))
+    runtime = build_runtime(
+        new_config({**cfg.compose(["+experiment=demo", "client.local_steps=16"]), "run_dir": str(Path("unused"))})
+    )
     dtype = getattr(torch, runtime.dtype)
     steps, limits = [], []
     for seed in range(6):
-        result = train(runtime.tunable, runtime.examples.task, runtime.examples.rows, runtime.settings, dtype=runtime.dtype, seed=seed, flops=runtime.train_flops)
+        result = train(
+            runtime.tunable,
+            runtime.examples.task,
+            runtime.examples.rows,
+            runtime.settings,
+            dtype=runtime.dtype,
+            seed=seed,
+            flops=runtime.train_flops,
+        )
         steps.append(result.flops / result.cpu_s / 1e9)
         limits.append(limit(torch, dtype))
     step, most = statistics.median(steps), statistics.median(limits)

@@ -69,7 +69,9 @@ def _known_keys(cfg: Any, path: str = "") -> list[str]:
     from omegaconf import DictConfig
 
     keys = [f"{path}{key}" for key in cfg]
-    return keys + [k for key in cfg if isinstance(cfg._get_node(key), DictConfig) for k in _known_keys(cfg[key], f"{path}{key}.")]
+    return keys + [
+        k for key in cfg if isinstance(cfg._get_node(key), DictConfig) for k in _known_keys(cfg[key], f"{path}{key}.")
+    ]
 
 
 def _problems_of(overrides: Sequence[str]) -> list[str]:
@@ -87,7 +89,16 @@ def _lines(error: Exception) -> list[str]:
 def _one_line(error: BaseException) -> str:
     """Return the useful part of a library's message on one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    skip = ("full_key", "object_type", "To append to your config", "Set the environment variable", "Config search path", "provider=", "hydra:", "^")
+    skip = (
+        "full_key",
+        "object_type",
+        "To append to your config",
+        "Set the environment variable",
+        "Config search path",
+        "provider=",
+        "hydra:",
+        "^",
+    )
     return " ".join(line for line in lines if not line.startswith(skip)) or type(error).__name__
 
 
@@ -125,8 +136,8 @@ def build(node: Mapping[str, Any], allow: Sequence[str] | None = None, **extra: 
 
     Args:
         node: plain data with a ``_target_``.
-        allow: prefixes of class paths that may be built, None for any. A client builds only classes that are defined under what its operator allows: a config
-            from the network must not be a way to run code.
+        allow: prefixes of class paths that may be built, None for any. A client builds only classes that are defined
+            under what its operator allows: a config from the network must not be a way to run code.
         extra: further keyword arguments.
 
     Raises:
@@ -148,16 +159,23 @@ def build(node: Mapping[str, Any], allow: Sequence[str] | None = None, **extra: 
 
 
 def _refuse_foreign(node: Any, allow: Sequence[str]) -> None:
-    """Refuse targets that are not classes defined under an allowed prefix, and interpolations, which could read this machine or make targets.
+    """Refuse targets that are not classes under an allowed prefix, and interpolations.
+
+    An interpolation could read this machine, or make a target.
 
     A prefix alone is not enough: ``fedpeft.core.paths.os.getpid`` begins well and ends elsewhere.
     """
     for text in _strings(node):
         if "${" in text:
-            raise ConfigError(f"{text!r} is an interpolation: a config from elsewhere must be resolved before it is sent")
+            raise ConfigError(
+                f"{text!r} is an interpolation: a config from elsewhere must be resolved before it is sent"
+            )
     for target in _targets(node):
         if not (target.startswith(tuple(allow)) and _home(target).startswith(tuple(allow))):
-            raise ConfigError(f"_target_ {target} is not allowed here: allowed are classes under {', '.join(allow)} (extend allow_targets on this machine)")
+            raise ConfigError(
+                f"_target_ {target} is not allowed here: allowed are classes under {', '.join(allow)} "
+                "(extend allow_targets on this machine)"
+            )
 
 
 def _home(target: str) -> str:
@@ -220,16 +238,31 @@ def check(config: Config) -> None:
 
 
 _WHOLE = {
-    "seed": (0, 2**62), "rounds": (1, 10**6), "num_clients": (1, 10**7), "cohort_size": (1, 10**6), "round.min_replies": (1, 10**6), "client.batch_size": (1, 10**6),
-    "client.local_epochs": (1, 10**6), "evaluate.clients_every": (0, 10**6), "evaluate.batch_size": (1, 10**6), "evaluate.shards": (1, 10**4), "model.max_length": (4, 10**6),
-    "checkpoint.every": (1, 10**6), "checkpoint.keep": (1, 10**6), "guard.max_bytes": (1, 2**62), "guard.max_examples": (1, 2**62),
-}  # fmt: skip
+    "seed": (0, 2**62),
+    "rounds": (1, 10**6),
+    "num_clients": (1, 10**7),
+    "cohort_size": (1, 10**6),
+    "round.min_replies": (1, 10**6),
+    "client.batch_size": (1, 10**6),
+    "client.local_epochs": (1, 10**6),
+    "evaluate.clients_every": (0, 10**6),
+    "evaluate.batch_size": (1, 10**6),
+    "evaluate.shards": (1, 10**4),
+    "model.max_length": (4, 10**6),
+    "checkpoint.every": (1, 10**6),
+    "checkpoint.keep": (1, 10**6),
+    "guard.max_bytes": (1, 2**62),
+    "guard.max_examples": (1, 2**62),
+}
 _WHOLE_OR_NULL = {"client.local_steps": (1, 10**6), "evaluate.clients": (1, 10**7)}
 _POSITIVE = ("client.lr", "round.timeout_s", "guard.max_norm", "guard.norm_factor")
 _POSITIVE_OR_NULL = ("round.deadline_s", "client.max_grad_norm")
 _CHOICES = {
-    "head": ("share", "local", "freeze"), "display": ("auto", "plain", "none"), "client.optimizer": ("adamw", "sgd"), "model.dtype": ("auto", "float32", "bfloat16"),
-}  # fmt: skip
+    "head": ("share", "local", "freeze"),
+    "display": ("auto", "plain", "none"),
+    "client.optimizer": ("adamw", "sgd"),
+    "model.dtype": ("auto", "float32", "bfloat16"),
+}
 
 
 def _range_problems(config: Config) -> Iterator[str]:
@@ -267,5 +300,9 @@ def look_up(config: Mapping[str, Any], path: str) -> Any:
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
     """Return one line for each value that differs between two configs."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        return [line for key in sorted({*old, *new}) for line in differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
+        return [
+            line
+            for key in sorted({*old, *new})
+            for line in differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
+        ]
     return [] if old == new else [f"{path}: was {old!r}, now {new!r}"]

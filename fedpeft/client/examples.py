@@ -44,7 +44,9 @@ class Examples:
 def load_examples(config: cfg.Config, model_path: str, allow: Sequence[str] | None = None) -> Examples:
     """Load, hold out, split and tokenise the data."""
     task = config["task"]
-    columns: dict[str, Any] = {name: task[name] for name in ("text_columns", "label_column", "group_column", "extra_columns")}
+    columns: dict[str, Any] = {
+        name: task[name] for name in ("text_columns", "label_column", "group_column", "extra_columns")
+    }
     columns["progress"] = say
     table = load_table(task["path"], split=task["split"], revision=task["revision"], **columns)
     held_out = task["held_out"]
@@ -75,4 +77,6 @@ def say(text: str) -> None:
 
 
 def _encode(table: Table, tokenizer: Any, max_length: int) -> TextClassification:
-    return TextClassification.encode(table.texts, table.labels, table.groups, len(table.group_names), tokenizer, max_length)
+    return TextClassification.encode(
+        table.texts, table.labels, table.groups, len(table.group_names), tokenizer, max_length
+    )

@@ -112,17 +112,23 @@ class Runtime:
         held = int(self._sizes[client_id])
         return held - num_test_rows(held, self.config["task"]["client_test_fraction"])
 
-    def train(self, client_id: int, server_round: int, tensors: Tensors, personal: PersonalState, keep_from: int) -> TrainResult:
+    def train(
+        self, client_id: int, server_round: int, tensors: Tensors, personal: PersonalState, keep_from: int
+    ) -> TrainResult:
         """Train the adapter from ``tensors`` on a client's data; the result stays in ``tunable``."""
         local = self._enter(tensors, personal, server_round)
         rows, _ = self.client_rows(client_id)
         seed = derive(self.seed, "train", server_round, client_id) % 2**63
-        result = train(self.tunable, self.examples.task, rows, self.settings, dtype=self.dtype, seed=seed, flops=self.train_flops)
+        result = train(
+            self.tunable, self.examples.task, rows, self.settings, dtype=self.dtype, seed=seed, flops=self.train_flops
+        )
         if local:
             personal.save(server_round, extract_tensors(self.tunable.local), keep_from)
         return result
 
-    def evaluate_client(self, client_id: int, server_round: int, tensors: Tensors, personal: PersonalState) -> Scores | None:
+    def evaluate_client(
+        self, client_id: int, server_round: int, tensors: Tensors, personal: PersonalState
+    ) -> Scores | None:
         """Return the scores on a client's own held-out examples, None when it has none."""
         # A client evaluates after round r with what it kept from round r, hence the + 1.
         self._enter(tensors, personal, server_round + 1)
@@ -136,12 +142,16 @@ class Runtime:
         """Return the scores of the global tensors on one part of the server's held-out examples."""
         load_tensors(self.tunable.shared, tensors)
         load_tensors(self.tunable.local, self.initial_local)
-        return evaluate(self.tunable, self.examples.eval_task, self.eval_shards[shard], dtype=self.dtype, flops=self.eval_flops)
+        return evaluate(
+            self.tunable, self.examples.eval_task, self.eval_shards[shard], dtype=self.dtype, flops=self.eval_flops
+        )
 
     def _enter(self, tensors: Tensors, personal: PersonalState, server_round: int) -> Tensors:
         """Make the model this client's: shared tensors from the server, own ones from its last round."""
         load_tensors(self.tunable.shared, tensors)
-        local = (personal.load(server_round, specs(self.initial_local)) or self.initial_local) if self.initial_local else {}
+        local = (
+            (personal.load(server_round, specs(self.initial_local)) or self.initial_local) if self.initial_local else {}
+        )
         load_tensors(self.tunable.local, local)
         return local
 
@@ -237,7 +247,9 @@ def _attach(method: Method, model: Any, config: cfg.Config) -> Tunable:
         torch.manual_seed(derive(config["seed"], "adapter") % 2**63)
         tunable = method.attach(model, config["head"])
     if not tunable.shared:
-        raise ConfigError("nothing would travel: the method trains no tensor and the head is not shared (set head=share)")
+        raise ConfigError(
+            "nothing would travel: the method trains no tensor and the head is not shared (set head=share)"
+        )
     return tunable
 
 

@@ -16,8 +16,8 @@ _NAME = re.compile(r"round-(\d+)\.safetensors")
 class PersonalState:
     """One client's own tensors, a file for each round it trained in.
 
-    A client that trains round r starts from its newest file before r. A round that is replayed after a crash therefore starts from what it started from the first
-    time, however far the client had come.
+    A client that trains round r starts from its newest file before r. A round that is replayed after a crash therefore
+    starts from what it started from the first time, however far the client had come.
 
     Args:
         folder: ``<state_dir>/client-<id>``; made on the first save.
@@ -42,7 +42,9 @@ class PersonalState:
         try:
             tensors = load_file(path)
         except (OSError, SafetensorError) as error:
-            raise DataError(f"{path} cannot be read: {error} (remove it to start this client's own part anew)") from error
+            raise DataError(
+                f"{path} cannot be read: {error} (remove it to start this client's own part anew)"
+            ) from error
         if specs(tensors) != spec:
             raise DataError(f"{path} belongs to another model or head (remove it to start this client's own part anew)")
         return tensors

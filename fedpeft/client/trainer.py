@@ -49,13 +49,22 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         checks = [
-            (self.local_steps is None or self.local_steps >= 1, f"client.local_steps must be >= 1 or null, got {self.local_steps}"),
+            (
+                self.local_steps is None or self.local_steps >= 1,
+                f"client.local_steps must be >= 1 or null, got {self.local_steps}",
+            ),
             (self.local_epochs >= 1, f"client.local_epochs must be >= 1, got {self.local_epochs}"),
             (self.batch_size >= 1, f"client.batch_size must be >= 1, got {self.batch_size}"),
             (self.lr > 0, f"client.lr must be positive, got {self.lr}"),
             (self.weight_decay >= 0, f"client.weight_decay must be >= 0, got {self.weight_decay}"),
-            (self.max_grad_norm is None or self.max_grad_norm > 0, f"client.max_grad_norm must be positive or null, got {self.max_grad_norm}"),
-            (self.optimizer in OPTIMIZERS, f"client.optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}"),
+            (
+                self.max_grad_norm is None or self.max_grad_norm > 0,
+                f"client.max_grad_norm must be positive or null, got {self.max_grad_norm}",
+            ),
+            (
+                self.optimizer in OPTIMIZERS,
+                f"client.optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}",
+            ),
         ]
         if problems := [message for ok, message in checks if not ok]:
             raise ConfigError(problems)
@@ -109,7 +118,9 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         total_loss += float(loss.detach())
         total_flops += flops.step(*batch["input_ids"].shape)
-    return TrainResult(loss=total_loss / num_steps, steps=num_steps, flops=total_flops, cpu_s=time.process_time() - started)
+    return TrainResult(
+        loss=total_loss / num_steps, steps=num_steps, flops=total_flops, cpu_s=time.process_time() - started
+    )
 
 
 def evaluate(tunable: Tunable, task: Task, batches: Sequence[np.ndarray], *, dtype: str, flops: StepFlops) -> Scores:

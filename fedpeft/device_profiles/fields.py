@@ -1,6 +1,7 @@
 """Describe the keys of a YAML mapping once: from that, check it, read it into frozen dataclasses and list its numbers.
 
-A dataclass field carries what its value must be as metadata made by ``spec``. ``find_problems`` looks at a raw mapping and names
+A dataclass field carries what its value must be as metadata made by ``spec``. ``find_problems`` looks at a raw mapping
+and names
 everything that is wrong, ``build`` makes the dataclass of a mapping without problems, ``dump`` is its inverse.
 """
 
@@ -16,8 +17,13 @@ from typing import Any, Protocol, TypeGuard
 class Spec(Protocol):
     """What the value of one key must be; ``problems`` names what is wrong and ``convert`` reads a right one."""
 
-    def problems(self, value: object, path: str) -> list[str]: ...
-    def convert(self, value: Any) -> Any: ...
+    def problems(self, value: object, path: str) -> list[str]:
+        """Return one line for each thing that is wrong with the value at ``path``."""
+        ...
+
+    def convert(self, value: Any) -> Any:
+        """Return a right value in the type that its field has."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

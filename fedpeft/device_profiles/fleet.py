@@ -64,7 +64,8 @@ class Fleet:
     def assign(self, num_clients: int, seed: int) -> list[str]:
         """Return the device of each client, 0 .. num_clients - 1.
 
-        Each device appears floor(weight * num_clients) times, those with the largest remainders (then by name) once more,
+        Each device appears floor(weight * num_clients) times, those with the largest remainders (then by name) once
+        more,
         so that every count is within 1 of its share; who gets which is a permutation seeded by ``(seed, "fleet")``.
 
         Raises:

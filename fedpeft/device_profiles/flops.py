@@ -43,7 +43,8 @@ class StepFlops:
 def measure_step_flops(build_model: Callable[[], torch.nn.Module], *, forward_only: bool = False) -> StepFlops:
     """Count the FLOPs of forward and backward of a model as it will be trained.
 
-    Frozen parameters get no gradient, and the backward pass ends at the first trainable layer, so what a method saves shows:
+    Frozen parameters get no gradient, and the backward pass ends at the first trainable layer, so what a method saves
+    shows:
     about 3 forwards for full fine-tuning, about 2 for LoRA in every layer, less for LoRA in the last layers only. A
     multiply-add is two operations; element-wise work, softmax, norms and the optimiser are not counted.
 
@@ -52,7 +53,8 @@ def measure_step_flops(build_model: Callable[[], torch.nn.Module], *, forward_on
 
     Args:
         build_model: returns the model ready to train, with frozen base and trainable adapters. It is called under
-            ``torch.device("meta")`` and must build from a config with ``attn_implementation="eager"``: torch does not count
+            ``torch.device("meta")`` and must build from a config with ``attn_implementation="eager"``: torch does not
+            count
             its fused attention. The model is called with ``input_ids`` (B, S) and ``attention_mask`` (B, 1, S, S) and
             returns an object with ``logits``.
         forward_only: count an evaluation instead, in which nothing has a gradient.
@@ -63,7 +65,8 @@ def measure_step_flops(build_model: Callable[[], torch.nn.Module], *, forward_on
     import torch
 
     with torch.device("meta"):
-        # A bfloat16 base with float32 heads needs autocast to run; counts do not depend on the dtype, so one dtype serves.
+        # A bfloat16 base with float32 heads needs autocast to run; counts do not depend on the dtype, so one dtype
+        # serves.
         model = build_model().float()
     _check_countable(model, forward_only=forward_only)
     model.train(not forward_only)
@@ -71,8 +74,8 @@ def measure_step_flops(build_model: Callable[[], torch.nn.Module], *, forward_on
     counted, predicted = _count(model, *_PROBE, forward_only=forward_only), flops.step(*_PROBE)
     if abs(counted - predicted) > 1e-9 * counted:
         raise ConfigError(
-            f"FLOPs of {type(model).__name__} are no polynomial in batch and length: {counted} counted at (B, S) = {_PROBE}, "
-            f"{predicted:.0f} expected (use a model whose tokens all take the same path)"
+            f"FLOPs of {type(model).__name__} are no polynomial in batch and length: {counted} counted at (B, S) = "
+            f"{_PROBE}, {predicted:.0f} expected (use a model whose tokens all take the same path)"
         )
     return flops
 

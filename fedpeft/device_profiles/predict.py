@@ -16,7 +16,8 @@ def predict(profile: DeviceProfile, work: Work) -> Cost:
     compute_s = flops / (achievable_flops[dtype] * train_efficiency) + num_steps * step_overhead
     up_s      = rtt + 8 * bytes_up / (up_bps * payload_efficiency)
 
-    After FedScale (Lai et al. 2022, arXiv:2105.11367), which takes 3 * batch * steps * latency whatever the model and the
+    After FedScale (Lai et al. 2022, arXiv:2105.11367), which takes 3 * batch * steps * latency whatever the model and
+    the
     method, and one rate for both directions; here FLOPs come from the real step and each direction has its rate.
 
     Differs: one round trip a transfer, so TCP slow start and connection set-up are not counted. A step is taken to be

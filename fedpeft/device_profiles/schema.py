@@ -29,7 +29,10 @@ _SPREAD = Number(unit="std / mean", closed=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gflops:
-    """Rates of matrix products in 1e9 floating-point (int8: integer) operations a second, by dtype; None is not known."""
+    """Rates of matrix products in 1e9 floating-point (int8.
+
+    Integer) operations a second, by dtype; None is not known.
+    """
 
     fp32: float | None = field(default=None, metadata=spec(Number(unit="GFLOP/s")))
     fp16: float | None = field(default=None, metadata=spec(Number(unit="GFLOP/s")))

@@ -22,8 +22,8 @@ ERROR_RAISED, ERROR_LOST = 2, 8
 class InProcessGrid(Grid):
     """Carries messages to ClientApps in forked workers of this process.
 
-    Every simulated client is a node with its own ``Context``, whose ``state`` is kept between its messages. Queries are answered in this process: they carry no training and
-    a run with thousands of clients begins with thousands of them.
+    Every simulated client is a node with its own ``Context``, whose ``state`` is kept between its messages. Queries are
+    answered in this process: they carry no training and a run with thousands of clients begins with thousands of them.
 
     Args:
         pool: workers made with ``handlers``.
@@ -34,7 +34,13 @@ class InProcessGrid(Grid):
     """
 
     def __init__(
-        self, pool: ForkPool, client_app: ClientApp, *, num_clients: int, seed: int, node_config: Callable[[int], dict[str, Any]]
+        self,
+        pool: ForkPool,
+        client_app: ClientApp,
+        *,
+        num_clients: int,
+        seed: int,
+        node_config: Callable[[int], dict[str, Any]],
     ) -> None:
         self._pool = pool
         self._client_app = client_app

@@ -12,7 +12,10 @@ from pathlib import Path
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 KERNEL_CACHES = {"LRU_CACHE_CAPACITY": "16", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}
-"""torch keeps a compiled matrix product for each of the last 1,024 shapes; batches of every length fill that with half a gigabyte a worker. With 16, memory is flat and no step is slower."""
+"""torch keeps a compiled matrix product for each of the last 1,024 shapes.
+
+Batches of every length fill that with half a gigabyte a worker. With 16, memory is flat and no step is slower.
+"""
 
 
 def tame_memory() -> None:
@@ -34,13 +37,19 @@ def tame_memory() -> None:
 
 
 def freeze_heap() -> None:
-    """Move every living object out of the collector's sight before a fork, so that workers do not copy pages by counting on them."""
+    """Move every living object out of the collector's sight before a fork.
+
+    Otherwise its first collection in a worker would touch, and so copy, every page that holds Python objects.
+    """
     gc.collect()
     gc.freeze()
 
 
 def tree_mb(pids: Iterable[int]) -> float:
-    """Return the proportional set size of processes in MB: shared pages count once; resident memory where the kernel has no such figure."""
+    """Return the proportional set size of processes in MB.
+
+    Shared pages count once; resident memory where the kernel has no such figure.
+    """
     return sum(_process_bytes(pid) for pid in pids) / 2**20
 
 

@@ -1,4 +1,7 @@
-"""A pool of forked workers: they share their parent's memory by copy-on-write, die with it, and are replaced when they die."""
+"""A pool of forked workers.
+
+They share their parent's memory by copy-on-write, die with it, and are replaced when they die.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +42,9 @@ class _Worker:
 class ForkPool:
     """Runs tasks on forked workers.
 
-    A task is a handler's name and a payload that pickles; it runs on one worker at a time, in the order of submission. Handlers and all they refer to are inherited by
-    the fork, never sent. A worker that dies is replaced by a new fork, and its task ends as ``lost``.
+    A task is a handler's name and a payload that pickles; it runs on one worker at a time, in the order of submission.
+    Handlers and all they refer to are inherited by the fork, never sent. A worker that dies is replaced by a new fork,
+    and its task ends as ``lost``.
 
     Args:
         num_workers: processes to keep.
@@ -52,7 +56,8 @@ class ForkPool:
             raise EngineError(f"a pool needs at least one worker, got {num_workers} (set engine.workers)")
         self._handlers = dict(handlers)
         self._context = mp.get_context("fork")
-        # Workers hold the reading end. When the launcher dies, however it dies, the kernel closes the writing end and every worker sees it.
+        # Workers hold the reading end. When the launcher dies, however it dies, the kernel closes the writing end and
+        # every worker sees it.
         self._life_read, self._life_write = os.pipe()
         self._queue: deque[tuple[int, str, Any]] = deque()
         self._next_id = 0

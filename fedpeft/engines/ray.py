@@ -32,8 +32,9 @@ WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
 class Ray:
     """Runs clients in Ray actors through ``flwr.simulation.run_simulation``, on this machine or on a running cluster.
 
-    Every actor loads its own base model, and the server evaluates in the launcher. Results are bit-identical to the in-process engine on machines with the same CPU features. On a cluster
-    the run directory must lie on a file system that every machine sees when clients keep a ``local`` head.
+    Every actor loads its own base model, and the server evaluates in the launcher. Results are bit-identical to the
+    in-process engine on machines with the same CPU features. On a cluster the run directory must lie on a file system
+    that every machine sees when clients keep a ``local`` head.
 
     Args:
         workers: client actors, or ``auto`` for one on each core.
@@ -94,8 +95,12 @@ class Ray:
         import ray
         from flwr.simulation import run_simulation
 
-        init: dict[str, Any] = {"address": self.address} if self.address else {"num_cpus": workers, "include_dashboard": False}
-        environment = {"env_vars": {**WORKER_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}}
+        init: dict[str, Any] = (
+            {"address": self.address} if self.address else {"num_cpus": workers, "include_dashboard": False}
+        )
+        environment = {
+            "env_vars": {**WORKER_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        }
         logging.getLogger("flwr").setLevel(logging.CRITICAL)
         # Flower passes its own runtime environment to ray.init and takes a Ray that runs already as it is.
         ray.init(runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR, **init)

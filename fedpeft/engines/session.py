@@ -28,7 +28,11 @@ PACKAGES = ("flwr", "torch", "transformers", "peft", "opacus", "numpy", "hydra-c
 
 def versions() -> dict[str, str]:
     """Return the versions that figures depend on."""
-    found = {"fedpeft": __version__, "python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
+    found = {
+        "fedpeft": __version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
     return found | {name: version(name) for name in PACKAGES}
 
 

@@ -104,7 +104,10 @@ def mean_of(bins: Sequence[Bin], value: Callable[[RoundRow], float | None]) -> l
 
 
 def total_bytes(view: RunView, direction: str) -> float | None:
-    """Return the bytes of all rounds ``down`` or ``up``, training and evaluation on clients; None where none is known."""
+    """Return the bytes of all rounds ``down`` or ``up``, training and evaluation on clients.
+
+    None where none is known.
+    """
     names = (f"bytes_{direction}", f"eval_bytes_{direction}")
     known = [value for row in view.rounds for name in names if (value := getattr(row, name)) is not None]
     return sum(known) if known else None

@@ -44,7 +44,9 @@ def build_strategy(config: Mapping[str, Any]) -> Strategy:
     node = dict(config["strategy"])
     strategy = cfg.build(node)
     if not isinstance(strategy, Strategy):
-        raise ConfigError(f"strategy {node.get('_target_')} is a {type(strategy).__name__}, not a flwr.serverapp.strategy.Strategy")
+        raise ConfigError(
+            f"strategy {node.get('_target_')} is a {type(strategy).__name__}, not a flwr.serverapp.strategy.Strategy"
+        )
     if isinstance(strategy, FedPeft):
         strategy.guard = UpdateGuard(**config["guard"])
         strategy.selection = cfg.build(config["selection"])
@@ -93,7 +95,9 @@ def serve(grid: Grid, session: Session) -> None:
         strategy.roster, strategy.identity = roster, runtime.identity
         strategy.observers = session.observers
         first = start.server_round + 1
-        strategy.start(clocked, initial, **common, evaluate_fn=rounds.evaluate, first_round=first, on_round_end=rounds.save)
+        strategy.start(
+            clocked, initial, **common, evaluate_fn=rounds.evaluate, first_round=first, on_round_end=rounds.save
+        )
     else:
         strategy.start(clocked, initial, **common, evaluate_fn=rounds.evaluate_and_save)
 
@@ -113,13 +117,20 @@ def _resume(session: Session, strategy: Strategy, clocked: ClockedGrid) -> Check
     runtime, checkpoint = session.runtime, session.checkpoint
     if checkpoint is None:
         return Checkpoint(
-            server_round=0, tensors=runtime.initial, state={}, virtual_clock_s=0.0, model_hash=runtime.identity.model_hash
+            server_round=0,
+            tensors=runtime.initial,
+            state={},
+            virtual_clock_s=0.0,
+            model_hash=runtime.identity.model_hash,
         )
     if checkpoint.model_hash != runtime.identity.model_hash or specs(checkpoint.tensors) != runtime.shared_spec:
-        raise CheckpointError("the checkpoint belongs to another base model or adapter (resume with the config it was made with)")
+        raise CheckpointError(
+            "the checkpoint belongs to another base model or adapter (resume with the config it was made with)"
+        )
     if not isinstance(strategy, FedPeft):
-        raise CheckpointError(f"{type(strategy).__name__} keeps its state to itself and cannot be resumed (start the run anew)")
+        raise CheckpointError(
+            f"{type(strategy).__name__} keeps its state to itself and cannot be resumed (start the run anew)"
+        )
     strategy.load_state(checkpoint.state)
     clocked.clock.now_s = checkpoint.virtual_clock_s
     return checkpoint
-

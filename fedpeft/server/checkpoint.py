@@ -60,7 +60,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         "state.safetensors": save_safetensors(arrays),
         "state.json": json.dumps(meta, indent=2).encode(),
     }
-    files["manifest.json"] = json.dumps({name: hashlib.sha256(data).hexdigest() for name, data in files.items()}, indent=2).encode()
+    files["manifest.json"] = json.dumps(
+        {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}, indent=2
+    ).encode()
     target = folder / f"round-{checkpoint.server_round:04d}"
     temporary = folder / f".{target.name}.tmp"
     try:
@@ -70,8 +72,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         done = find_checkpoints(folder)
         kept = f"round {done[-1][0]} is kept" if done else "there is no earlier one"
         raise CheckpointError(
-            f"checkpoint of round {checkpoint.server_round} cannot be written to {folder}: {error.strerror or error}; {kept} "
-            f"(free space, then continue with: fedpeft simulate resume={folder.parent})"
+            f"checkpoint of round {checkpoint.server_round} cannot be written to {folder}: {error.strerror or error}; "
+            f"{kept} (free space, then continue with: fedpeft simulate resume={folder.parent})"
         ) from error
     for _, old in find_checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)

@@ -16,11 +16,18 @@ ShardMap = Callable[[Tensors, int], Iterator[tuple[int, Scores]]]
 
 
 def evaluate_global(
-    tensors: Tensors, *, num_shards: int, shard_map: ShardMap, group_names: Sequence[str], server_round: int, observers: tuple[Observer, ...]
+    tensors: Tensors,
+    *,
+    num_shards: int,
+    shard_map: ShardMap,
+    group_names: Sequence[str],
+    server_round: int,
+    observers: tuple[Observer, ...],
 ) -> tuple[dict[str, float], float]:
     """Return the metrics of the global tensors and the CPU seconds they took.
 
-    The parts are added in their own order, whichever came first, so that the figures do not depend on the number of workers.
+    The parts are added in their own order, whichever came first, so that the figures do not depend on the number of
+    workers.
     """
     parts: dict[int, Scores] = {}
     for shard, scores in shard_map(tensors, num_shards):

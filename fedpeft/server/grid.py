@@ -46,10 +46,11 @@ class _Sent:
 
 
 class ClockedGrid(Grid):
-    """Passes messages on, predicts what each exchange would take on the client's device, and drops what would come late.
+    """Passes messages on, predicts each exchange's time on the client's device, and drops what would come late.
 
-    An exchange of a cohort takes as long as its slowest client in time; with a deadline and a late or lost client, it takes the deadline, because that is how long a server
-    would wait. Late replies become error replies, so that every strategy counts them as failures.
+    An exchange of a cohort takes as long as its slowest client in time; with a deadline and a late or lost client, it
+    takes the deadline, because that is how long a server would wait. Late replies become error replies, so that every
+    strategy counts them as failures.
 
     Args:
         inner: the engine's grid.
@@ -58,7 +59,8 @@ class ClockedGrid(Grid):
         dtype: dtype of the clients' products.
         deadline_s: simulated seconds that a training exchange may take, None for no limit.
         observers: told of every exchange.
-        poll_s: real seconds between two looks at the inner grid when nothing came; 0 where the inner grid waits by itself.
+        poll_s: real seconds between two looks at the inner grid when nothing came; 0 where the inner grid waits by
+            itself.
         stop: set by the engine when replies will not come any more.
     """
 
@@ -132,7 +134,10 @@ class ClockedGrid(Grid):
         exchange = [sent for message_id, sent in self._sent.items() if message_id not in before]
         if exchange:
             first = exchange[0]
-            tell(self._observers, ExchangeStarted(server_round=first.server_round, kind=first.kind, cohort_size=len(exchange)))
+            tell(
+                self._observers,
+                ExchangeStarted(server_round=first.server_round, kind=first.kind, cohort_size=len(exchange)),
+            )
         self._slowest_s, self._someone_missing = 0.0, False
         replies = self._wait(waiting, timeout)
         for message_id in waiting:
@@ -179,7 +184,9 @@ class ClockedGrid(Grid):
     def _give_up(self, message_id: str) -> None:
         if (sent := self._sent.pop(message_id, None)) is not None:
             self._someone_missing = True
-            self._tell(sent, Cost(down_s=0.0, compute_s=0.0, up_s=0.0), 0, {}, "timeout", "no reply in time (round.timeout_s)")
+            self._tell(
+                sent, Cost(down_s=0.0, compute_s=0.0, up_s=0.0), 0, {}, "timeout", "no reply in time (round.timeout_s)"
+            )
 
     def _work(self, sent: _Sent, bytes_up: int, metrics: dict[str, float | list[float]]) -> Work:
         prefix = "train" if sent.kind == "train" else "eval"

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.core.events import ClientRejected, ClientReplied, Event, ExchangeStarted, RoundKept
-from fedpeft.strategies.metrics import aggregate_client_evaluations, group_accuracies
 from fedpeft.server.files import append_lines, keep_rounds, write_json
+from fedpeft.strategies.metrics import aggregate_client_evaluations, group_accuracies
 
 ROUNDS, CLIENTS, EVALUATIONS, SUMMARY = "rounds.jsonl", "clients.jsonl", "evaluations.jsonl", "summary.json"
 
@@ -93,7 +93,9 @@ class RunRecord:
         self._initial, self._initial_cpu_s = dict(metrics), cpu_s
         self.write_summary("running")
 
-    def close_round(self, server_round: int, metrics: Mapping[str, float], eval_cpu_s: float, clock_s: float) -> dict[str, Any]:
+    def close_round(
+        self, server_round: int, metrics: Mapping[str, float], eval_cpu_s: float, clock_s: float
+    ) -> dict[str, Any]:
         """Write the round's lines and return its line in ``rounds.jsonl``.
 
         Args:
@@ -125,7 +127,10 @@ class RunRecord:
             "bytes_down": sum(event.bytes_down for event in trained),
             "bytes_up": sum(event.bytes_up for event in trained),
             "energy_j": None,
-            "train_loss": sum(event.num_examples * _number(event.metrics.get("train-loss")) for event in good) / examples if examples else None,
+            "train_loss": sum(event.num_examples * _number(event.metrics.get("train-loss")) for event in good)
+            / examples
+            if examples
+            else None,
             "eval": {**metrics, **self._client_figures(evaluated_well)},
             "epsilon": None,
             "eval_cpu_s": round(eval_cpu_s + sum(_number(event.metrics.get("eval-cpu-s")) for event in evaluated), 4),
@@ -197,7 +202,11 @@ class RunRecord:
             "adapter_bytes": int(_number(event.metrics.get("adapter-bytes"))),
             "head_bytes": int(_number(event.metrics.get("head-bytes"))),
             "train_cpu_s": round(_number(event.metrics.get("train-cpu-s")), 4),
-            "virtual_s": {"down": round(event.cost.down_s, 6), "compute": round(event.cost.compute_s, 6), "up": round(event.cost.up_s, 6)},
+            "virtual_s": {
+                "down": round(event.cost.down_s, 6),
+                "compute": round(event.cost.compute_s, 6),
+                "up": round(event.cost.up_s, 6),
+            },
             "peak_memory_mb": None,
             "energy_j": None,
             "outcome": outcome,
@@ -206,7 +215,9 @@ class RunRecord:
 
     def _client_figures(self, evaluated: list[ClientReplied]) -> dict[str, float]:
         """Return the figures of an evaluation on the clients, {} without one."""
-        record = aggregate_client_evaluations({event.client_id: event.metrics for event in evaluated if "eval-accuracy" in event.metrics})
+        record = aggregate_client_evaluations(
+            {event.client_id: event.metrics for event in evaluated if "eval-accuracy" in event.metrics}
+        )
         if record is None:
             return {}
         figures = {name: float(value) for name, value in record.items() if name.startswith("client_")}  # type: ignore[arg-type]

@@ -75,7 +75,10 @@ class Task(Protocol):
         ...
 
     def per_example_loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Return the loss of each example, (batch_size,) float32; never a mean over the batch, which would tie examples together."""
+        """Return the loss of each example, (batch_size,) float32.
+
+        Never a mean over the batch, which would tie examples together.
+        """
         ...
 
     def score(self, model: nn.Module, rows: np.ndarray) -> Scores:

@@ -10,10 +10,11 @@ import numpy as np
 def length_sorted_batches(
     rows: np.ndarray, lengths: np.ndarray, batch_size: int, rng: np.random.Generator, pool: int = 8
 ) -> list[np.ndarray]:
-    """Return one epoch of batches: shuffled, then sorted by length inside pools of ``pool`` batches, then batches shuffled.
+    """Return one epoch of batches of like length.
 
-    Every row appears once; the last batch of a pool may be smaller. Sorting inside pools keeps most of the randomness
-    and saves most of the padding.
+    Rows are shuffled, sorted by length inside pools of ``pool`` batches, and the batches shuffled. Every row appears
+    once; the last batch of a pool may be smaller. Sorting inside pools keeps most of the randomness and saves most of
+    the padding.
 
     Args:
         rows: (n,) row numbers.
@@ -51,5 +52,8 @@ def evaluation_batches(rows: np.ndarray, lengths: np.ndarray, batch_size: int) -
 
 
 def shards(batches: list[np.ndarray], count: int) -> list[list[np.ndarray]]:
-    """Deal batches out into ``count`` shards of about equal tokens; their number depends on the config, never on workers."""
+    """Deal batches out into ``count`` shards of about equal tokens.
+
+    Their number depends on the config, never on workers.
+    """
     return [batches[i::count] for i in range(min(count, len(batches)))]

@@ -18,7 +18,8 @@ DTYPES = ("auto", "float32", "bfloat16")
 def resolve_dtype(dtype: str) -> str:
     """Return ``float32`` or ``bfloat16``; ``auto`` takes bfloat16 where the CPU multiplies it in hardware.
 
-    The choice follows CPU flags (avx512_bf16 or amx_bf16 on x86-64, bf16 on aarch64) rather than a timing, so that it is the same every time.
+    The choice follows CPU flags (avx512_bf16 or amx_bf16 on x86-64, bf16 on aarch64) rather than a timing, so that it
+    is the same every time.
 
     Raises:
         ConfigError: another name.
@@ -97,7 +98,10 @@ def set_dropout(model: nn.Module, probability: float) -> None:
 
 
 def hash_model(model: nn.Module) -> str:
-    """Return the sha256 of names, shapes and values of every parameter: equal on two ends that hold the same base model."""
+    """Return the sha256 of names, shapes and values of every parameter.
+
+    Equal on two ends that hold the same base model.
+    """
     import torch
 
     digest = hashlib.sha256()

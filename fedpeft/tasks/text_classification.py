@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class TextClassification:
     """Tokenised texts with their labels, and cross-entropy on them.
 
-    Tokens lie in one flat array with offsets: forked workers then share it page by page, where lists of Python integers would be copied as soon as they are touched.
+    Tokens lie in one flat array with offsets: forked workers then share it page by page, where lists of Python
+    integers would be copied as soon as they are touched.
 
     Attributes:
         tokens: (total,) int32, all texts one after the other.
@@ -70,7 +71,11 @@ class TextClassification:
         return self.offsets[rows + 1] - self.offsets[rows]
 
     def collate(self, rows: np.ndarray) -> Batch:
-        """Return ``input_ids``, ``attention_mask`` (and ``token_type_ids`` of pairs), (batch, longest) int64, and ``labels``."""
+        """Return the rows as tensors, padded to the longest.
+
+        ``input_ids``, ``attention_mask`` and, for pairs, ``token_type_ids``: (batch, longest) int64; ``labels``:
+        (batch,) int64.
+        """
         import torch
 
         width = int(self.lengths(rows).max())

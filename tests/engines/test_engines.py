@@ -54,14 +54,17 @@ def test_ray_gives_the_same_adapter_bit_for_bit(toy_config: Make) -> None:
     rays = run(toy_config("head=local", "engine=ray", "engine.workers=2", name="rays"))
     assert adapter(ours) == adapter(rays)
     assert [r["eval"] for r in rows(ours, "rounds.jsonl")] == [r["eval"] for r in rows(rays, "rounds.jsonl")]
-    assert [r["virtual_clock_s"] for r in rows(ours, "rounds.jsonl")] == [r["virtual_clock_s"] for r in rows(rays, "rounds.jsonl")]
+    assert [r["virtual_clock_s"] for r in rows(ours, "rounds.jsonl")] == [
+        r["virtual_clock_s"] for r in rows(rays, "rounds.jsonl")
+    ]
 
 
 def test_bytes_are_factors_and_head_and_headers(toy_config: Make) -> None:
     """Rank 2 on query and value of 2 layers of width 32: 2 x 2 x (2 x 32 + 32 x 2) = 512 factors; head 32 x 2 + 2 = 66.
 
-    578 float32 are 2312 bytes, 10 arrays have npy headers of 128 bytes. Names and scalars of the records are the rest; they do not grow with the model, so the
-    2 % that hold for the demo's model are checked on a wider rank: rank 16 has 4096 factors.
+    578 float32 are 2312 bytes, 10 arrays have npy headers of 128 bytes. Names and scalars of the records are the rest;
+    they do not grow with the model, so the 2 % that hold for the demo's model are checked on a wider rank: rank 16 has
+    4096 factors.
     """
     run_dir = run(toy_config("method.rank=16", "rounds=1"))
     for row in rows(run_dir, "clients.jsonl"):
@@ -132,10 +135,16 @@ def test_sizes_follow_from_the_config_not_from_a_count_of_registered_clients(toy
 
 def test_a_stock_flower_strategy_runs_from_the_config(toy_config: Make) -> None:
     config = toy_config("rounds=2")
-    config["strategy"] = {"_target_": "flwr.serverapp.strategy.FedAdam", "fraction_evaluate": 0.0, "min_available_nodes": 6}
+    config["strategy"] = {
+        "_target_": "flwr.serverapp.strategy.FedAdam",
+        "fraction_evaluate": 0.0,
+        "min_available_nodes": 6,
+    }
     run_dir = run(config)
     assert [row["num_replies"] for row in rows(run_dir, "rounds.jsonl")] == [6, 6]
-    assert {value.dtype.name for value in load_file(run_dir / "adapter" / "adapter_model.safetensors").values()} == {"float32"}
+    assert {value.dtype.name for value in load_file(run_dir / "adapter" / "adapter_model.safetensors").values()} == {
+        "float32"
+    }
 
 
 def test_a_run_in_which_no_reply_was_good_fails(toy_config: Make, capfd: pytest.CaptureFixture[str]) -> None:

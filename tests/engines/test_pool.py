@@ -83,5 +83,5 @@ def test_a_worker_killed_while_idle_costs_nothing(pool: ForkPool) -> None:
 
 
 def test_a_pool_without_workers_is_refused() -> None:
-    with pytest.raises(EngineError, match="engine.workers"):
+    with pytest.raises(EngineError, match=r"engine\.workers"):
         ForkPool(0, {})

@@ -22,8 +22,20 @@ ROUNDS = 4
 
 
 def start(toy: list[str], run_dir: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "fedpeft.cli.main", "simulate", *toy, f"rounds={ROUNDS}", "head=local", f"run_dir={run_dir}", *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ, start_new_session=True)
+    command = [
+        sys.executable,
+        "-m",
+        "fedpeft.cli.main",
+        "simulate",
+        *toy,
+        f"rounds={ROUNDS}",
+        "head=local",
+        f"run_dir={run_dir}",
+        *more,
+    ]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ, start_new_session=True
+    )
 
 
 def resume(run_dir: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -88,14 +100,15 @@ def test_kill_9_and_resume_is_bit_exact(toy: list[str], uninterrupted: Path, tmp
     assert done.returncode == 0, done.stderr
     assert last_tensors(run_dir) == last_tensors(uninterrupted)
     assert local_heads(run_dir) == local_heads(uninterrupted)
-    strip = lambda path: [  # noqa: E731
-        {key: row[key] for key in ("round", "eval", "bytes_up", "bytes_down", "virtual_clock_s", "train_loss")}
-        for row in map(json.loads, (path / "rounds.jsonl").read_text().splitlines())
-    ]
-    assert strip(run_dir) == strip(uninterrupted)
-    names = ("round", "client_id", "device", "bytes_up", "virtual_s", "outcome")
-    pick = lambda path: [{n: row[n] for n in names} for row in map(json.loads, (path / "clients.jsonl").read_text().splitlines())]  # noqa: E731
-    assert pick(run_dir) == pick(uninterrupted)
+    rounds = ("round", "eval", "bytes_up", "bytes_down", "virtual_clock_s", "train_loss")
+    assert table(run_dir, "rounds.jsonl", rounds) == table(uninterrupted, "rounds.jsonl", rounds)
+    clients = ("round", "client_id", "device", "bytes_up", "virtual_s", "outcome")
+    assert table(run_dir, "clients.jsonl", clients) == table(uninterrupted, "clients.jsonl", clients)
+
+
+def table(run_dir: Path, name: str, columns: tuple[str, ...]) -> list[dict[str, Any]]:
+    rows = map(json.loads, (run_dir / name).read_text().splitlines())
+    return [{column: row[column] for column in columns} for row in rows]
 
 
 def test_ctrl_c_keeps_checkpoint_and_report_and_exits_130(toy: list[str], tmp_path: Path) -> None:
@@ -122,11 +135,15 @@ def test_a_killed_worker_is_replaced_and_its_client_counted_as_lost(toy: list[st
     assert process.returncode == 0, output
     rows = [json.loads(line) for line in (run_dir / "rounds.jsonl").read_text().splitlines()]
     assert sum(row["dropped"].get("lost", 0) for row in rows) == 1, rows
-    lost = [row for row in map(json.loads, (run_dir / "clients.jsonl").read_text().splitlines()) if row["outcome"] == "lost"]
+    lost = [
+        row for row in map(json.loads, (run_dir / "clients.jsonl").read_text().splitlines()) if row["outcome"] == "lost"
+    ]
     assert "SIGKILL" in lost[0]["detail"]
 
 
-def test_resume_refuses_other_settings_and_directories(toy_config: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_resume_refuses_other_settings_and_directories(
+    toy_config: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     config = toy_config("rounds=1")
     assert launch(config, []) == 0
     assert resume_code(config["run_dir"], "method.rank=1", capfd) == (2, "method.rank: was 2, now 1")
@@ -143,7 +160,10 @@ def resume_code(run_dir: str, override: str, capfd: pytest.CaptureFixture[str]) 
 
 
 def test_a_disk_that_fills_while_checkpointing_loses_nothing(toy: list[str], tmp_path: Path) -> None:
-    """Under a limit on the size of a file the kernel refuses the checkpoint's tensors, as a full disk does; without it the run goes on."""
+    """Under a limit on the size of a file the kernel refuses the checkpoint's tensors, as a full disk does.
+
+    Without it the run goes on.
+    """
     run_dir = tmp_path / "run"
     limited = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (14000, 14000)); "

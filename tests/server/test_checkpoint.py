@@ -16,7 +16,9 @@ from fedpeft.server.checkpoint import Checkpoint, find_checkpoints, load_checkpo
 def make(server_round: int) -> Checkpoint:
     tensors = {"b": np.full((2, 3), server_round, np.float32), "a": np.arange(4, dtype=np.float64)}
     state = {"momentum": np.ones(3, np.float32) * server_round, "count": 7, "rate": 0.1, "name": "x"}
-    return Checkpoint(server_round=server_round, tensors=tensors, state=state, virtual_clock_s=12.345678901, model_hash="abc")
+    return Checkpoint(
+        server_round=server_round, tensors=tensors, state=state, virtual_clock_s=12.345678901, model_hash="abc"
+    )
 
 
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:

@@ -53,7 +53,12 @@ class Echo(Grid):
             elif node == 13:
                 self._replies[ids[-1]] = Message(Error(8, "gone"), reply_to=message)
             elif node != 14:
-                metrics = {"num-examples": 5, "train-flops": FLOPS[node], "train-steps": 1, "eval-flops": FLOPS[node] / 10}
+                metrics = {
+                    "num-examples": 5,
+                    "train-flops": FLOPS[node],
+                    "train-steps": 1,
+                    "eval-flops": FLOPS[node] / 10,
+                }
                 self._replies[ids[-1]] = Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
         return ids
 
@@ -71,14 +76,18 @@ def predict(device: str, work: Work) -> Cost:
 
 def clocked(deadline_s: float | None, events: list[Event], stop: Flag | None = None) -> tuple[ClockedGrid, Roster]:
     roster = Roster()
-    grid = ClockedGrid(Echo(), roster=roster, predict=predict, deadline_s=deadline_s, observers=(events.append,), stop=stop)
+    grid = ClockedGrid(
+        Echo(), roster=roster, predict=predict, deadline_s=deadline_s, observers=(events.append,), stop=stop
+    )
     roster.refresh(grid)
     return grid, roster
 
 
 def ask(nodes: list[int], kind: str = MessageType.TRAIN) -> list[Message]:
     arrays = wire.encode({"x": np.zeros(3, np.float32)})
-    return [Message(wire.instruction(arrays, 4, wire.Identity()), dst_node_id=node, message_type=kind) for node in nodes]
+    return [
+        Message(wire.instruction(arrays, 4, wire.Identity()), dst_node_id=node, message_type=kind) for node in nodes
+    ]
 
 
 def outcomes(events: list[Event]) -> dict[int, str]:
@@ -86,7 +95,10 @@ def outcomes(events: list[Event]) -> dict[int, str]:
 
 
 def test_an_exchange_takes_as_long_as_its_slowest_client() -> None:
-    """Seconds: 1 + 1 + 1, 1 + 4 + 1, 1 + 9 + 1; the slowest takes 11, and a second exchange of clients 0 and 1 takes 6 more."""
+    """Seconds.
+
+    1 + 1 + 1, 1 + 4 + 1, 1 + 9 + 1; the slowest takes 11, and a second exchange of clients 0 and 1 takes 6 more.
+    """
     events: list[Event] = []
     grid, _ = clocked(None, events)
     assert len(list(grid.send_and_receive(ask([10, 11, 12])))) == 3
