@@ -16,9 +16,11 @@ from fedpeft import config as cfg
 from fedpeft.cli.launch import new_config
 from fedpeft.client.app import build_app
 from fedpeft.client.runtime import Runtime, runtime_for
+from fedpeft.client.trainer import TrainResult, train
 from fedpeft.core import wire
 from fedpeft.core.guard import Expectation, UpdateGuard
 from fedpeft.core.metrics import EVALUATE_METRICS, GROUP_METRICS, TRAIN_METRICS
+from fedpeft.core.seeds import derive
 from fedpeft.core.types import ClientInfo, Tensors
 from fedpeft.device_profiles.presets import list_profiles
 from fedpeft.engines.flower_private import set_identity, set_message_id
@@ -141,6 +143,21 @@ def test_training_depends_on_round_client_and_tensors_alone(client: Client) -> N
     assert all(again[key].tobytes() == value.tobytes() for key, value in first.items())
     for other in (arrays(client.train(2, 2)), arrays(client.train(1, 3))):
         assert any(not np.array_equal(other[key], value) for key, value in first.items())
+
+
+def test_every_round_of_every_client_has_a_seed_of_its_own(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that hold the same rows still take them in orders of their own."""
+    seeds = []
+
+    def noting(*args: Any, seed: int, **settings: Any) -> TrainResult:
+        seeds.append(seed)
+        return train(*args, seed=seed, **settings)
+
+    monkeypatch.setattr("fedpeft.client.runtime.train", noting)
+    for client_id, server_round in ((0, 1), (1, 1), (0, 2), (0, 1)):
+        assert not client.train(client_id, server_round).has_error()
+    assert len(set(seeds)) == 3
+    assert seeds[0] == seeds[3] == derive(0, "train", 1, 0) % 2**63
 
 
 def test_evaluation_passes_the_guard_and_sends_no_arrays(client: Client) -> None:

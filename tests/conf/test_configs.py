@@ -210,6 +210,8 @@ def test_unknown_names_are_told_with_near_ones_and_with_the_rest() -> None:
         (["~method"], "method"),
         (["~selection"], "selection"),
         (["client.lr=true"], "client.lr"),
+        (["client.lr=.inf"], "client.lr"),
+        (["round.deadline_s=inf"], "round.deadline_s"),
         (["rounds=true"], "rounds"),
         (["seed=-1"], "seed"),
         (["round.min_replies=11"], "round.min_replies must be at most cohort_size"),

@@ -11,7 +11,7 @@ from torch import nn
 
 from fedpeft.core.errors import ConfigError, DataError
 from fedpeft.tasks import models
-from fedpeft.tasks.models import hash_model, load_classifier, load_tokenizer, resolve_dtype
+from fedpeft.tasks.models import hash_model, load_classifier, load_tokenizer, resolve_dtype, set_dropout
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,14 @@ def test_dropout_everywhere_or_as_it_was(folder: str, dropout: float | None, exp
     assert {m.p for m in model.modules() if isinstance(m, nn.Dropout)} == {expected}
     own = [m.dropout_prob for m in model.modules() if isinstance(getattr(m, "dropout_prob", None), float)]
     assert set(own) <= {expected}
+
+
+def test_dropout_that_is_a_number_in_a_module_is_set_too() -> None:
+    """Attention keeps its probability as a plain number, under one of two names."""
+    holder = nn.Module()
+    holder.attention_dropout, holder.dropout_prob, holder.epsilon = 0.1, 0.2, 0.3
+    set_dropout(nn.ModuleList([holder]), 0.5)
+    assert (holder.attention_dropout, holder.dropout_prob, holder.epsilon) == (0.5, 0.5, 0.3)
 
 
 def test_dropout_zero_makes_training_mode_deterministic(folder: str) -> None:
