@@ -1,4 +1,7 @@
-"""A model and data so small that a whole federation takes a second: a 2-layer BERT with random weights, and texts whose label is a word."""
+"""A model and data so small that a whole federation takes a second.
+
+A 2-layer BERT with random weights, and texts whose label is a word.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +27,21 @@ def write_model(folder: Path, *, hidden: int = 32, layers: int = 2) -> Path:
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", model_max_length=64
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=64,
     )
     fast.save_pretrained(folder)
     config = BertConfig(
-        vocab_size=len(vocabulary), hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=2 * hidden, max_position_embeddings=64
+        vocab_size=len(vocabulary),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=2 * hidden,
+        max_position_embeddings=64,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -44,7 +57,9 @@ def write_data(folder: Path, rows: int = 400) -> Path:
     for i in range(rows):
         label = int(rng.integers(2))
         half = rng.integers(0, 30, size=rng.integers(4, 12)) + (0 if label else 30)
-        lines.append({"text": " ".join(WORDS[j] for j in half), "label": ("bad", "good")[label], "group": GROUPS[i % 4]})
+        lines.append(
+            {"text": " ".join(WORDS[j] for j in half), "label": ("bad", "good")[label], "group": GROUPS[i % 4]}
+        )
     (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
