@@ -174,7 +174,7 @@ def _refuse_foreign(node: Any, allow: Sequence[str]) -> None:
         if not (target.startswith(tuple(allow)) and _home(target).startswith(tuple(allow))):
             raise ConfigError(
                 f"_target_ {target} is not allowed here: allowed are classes under {', '.join(allow)} "
-                "(extend allow_targets on this machine)"
+                "(the operator of this machine may allow more)"
             )
 
 

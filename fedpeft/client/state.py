@@ -55,7 +55,7 @@ class PersonalState:
         Args:
             server_round: the round that was trained.
             tensors: what to keep.
-            keep_from: the server's last checkpoint: a resumed run starts after it.
+            keep_from: the server's oldest kept checkpoint: a resumed run starts after it or after a later one.
         """
         from safetensors.numpy import save_file
 

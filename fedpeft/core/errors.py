@@ -68,3 +68,8 @@ class CheckpointError(FedPeftError):
 
 class ReportError(FedPeftError):
     """A run directory cannot be read."""
+
+
+def printable(reason: str, most: int = 300) -> str:
+    """Return text from the other end as it may be shown: cut, and without characters that move a terminal's cursor."""
+    return "".join(c if c.isprintable() else "?" for c in reason[:most]) + ("..." if len(reason) > most else "")

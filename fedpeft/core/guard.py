@@ -26,7 +26,7 @@ import numpy as np
 from flwr.app import Message
 
 from fedpeft.core import wire
-from fedpeft.core.errors import WireError
+from fedpeft.core.errors import WireError, printable
 from fedpeft.core.metrics import read_evaluation, read_metrics
 from fedpeft.core.tensors import all_finite, norm, specs, subtract
 from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
@@ -171,14 +171,9 @@ def _judge(
             )
             client_id = expectation.client.client_id if expectation else None
             rejected[node_id] = Rejection(
-                client_id=client_id, node_id=node_id, check=failure.check, reason=_printable(failure.reason)
+                client_id=client_id, node_id=node_id, check=failure.check, reason=printable(failure.reason)
             )
     return judged, rejected
-
-
-def _printable(reason: str, most: int = 300) -> str:
-    """Return a reason fit for one line of a log: it may quote what a stranger sent."""
-    return "".join(c if c.isprintable() else "?" for c in reason[:most]) + ("..." if len(reason) > most else "")
 
 
 def _odd_groups(judged: Mapping[int, Evaluation], expected: Mapping[int, Expectation]) -> dict[int, Rejection]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flwr.app import ConfigRecord, Context
+from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
 from fedpeft import config as cfg
-from fedpeft.client.app import CHECKPOINT_ROUND
 from fedpeft.core import wire
 from fedpeft.core.errors import CheckpointError, ConfigError
 from fedpeft.core.events import RunStarted, tell
@@ -22,6 +22,8 @@ from fedpeft.server.grid import ClockedGrid
 from fedpeft.server.rounds import Rounds, Session
 from fedpeft.strategies.base import FedPeft
 from fedpeft.strategies.roster import Roster
+
+log = logging.getLogger(__name__)
 
 
 def build_server_app(session: Session) -> ServerApp:
@@ -62,7 +64,7 @@ def serve(grid: Grid, session: Session) -> None:
     clocked = ClockedGrid(
         grid,
         roster=roster,
-        predict=_predictor(profiles),
+        predict=predictor(profiles),
         dtype=runtime.dtype,
         deadline_s=config["round"]["deadline_s"],
         observers=session.observers,
@@ -73,8 +75,7 @@ def serve(grid: Grid, session: Session) -> None:
     clients = roster.refresh(clocked, timeout=config["round"]["timeout_s"])
     if not clients:
         raise ConfigError("no client answered (is any connected?)")
-    train_config = ConfigRecord({CHECKPOINT_ROUND: start.server_round})
-    rounds = Rounds(session, strategy, clocked, train_config)
+    rounds = Rounds(session, strategy, clocked)
     session.record.started()
     event = RunStarted(
         name=config["name"],
@@ -88,7 +89,7 @@ def serve(grid: Grid, session: Session) -> None:
     common: dict[str, Any] = {
         "num_rounds": config["rounds"],
         "timeout": config["round"]["timeout_s"],
-        "train_config": train_config,
+        "train_config": rounds.train_config,
     }
     initial = wire.encode(start.tensors)
     if isinstance(strategy, FedPeft):
@@ -102,10 +103,22 @@ def serve(grid: Grid, session: Session) -> None:
         strategy.start(clocked, initial, **common, evaluate_fn=rounds.evaluate_and_save)
 
 
-def _predictor(profiles: Mapping[str, Any]) -> Callable[[str, Work], Cost]:
+def predictor(profiles: Mapping[str, Any]) -> Callable[[str, Work], Cost]:
+    """Return what predicts the seconds of a piece of work on a device, by the profile's name."""
     from fedpeft.device_profiles.predict import predict
 
-    return lambda device, work: predict(profiles[device], work)
+    unknown: set[str] = set()
+
+    def cost(device: str, work: Work) -> Cost:
+        # A device names its own profile; one that this server lacks must not end a round.
+        if device not in profiles:
+            if device not in unknown:
+                log.warning("no device profile %r here: the time of its clients is not predicted", device)
+            unknown.add(device)
+            return Cost(down_s=0.0, compute_s=0.0, up_s=0.0)
+        return predict(profiles[device], work)
+
+    return cost
 
 
 def _resume(session: Session, strategy: Strategy, clocked: ClockedGrid) -> Checkpoint:

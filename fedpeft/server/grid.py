@@ -11,7 +11,7 @@ from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedpeft.core import wire
-from fedpeft.core.errors import EngineError
+from fedpeft.core.errors import EngineError, printable
 from fedpeft.core.events import ClientReplied, ExchangeStarted, Observer, tell
 from fedpeft.core.types import ClientInfo, Cost, Work
 from fedpeft.strategies.roster import Roster
@@ -168,7 +168,8 @@ class ClockedGrid(Grid):
         if reply.has_error():
             self._someone_missing = True
             outcome = "lost" if reply.error.code in LOST_CODES else "error"
-            self._tell(sent, Cost(down_s=0.0, compute_s=0.0, up_s=0.0), 0, {}, outcome, reply.error.reason or "")
+            reason = printable(reply.error.reason or "no reason given")
+            self._tell(sent, Cost(down_s=0.0, compute_s=0.0, up_s=0.0), 0, {}, outcome, reason)
             return reply
         bytes_up, metrics = wire.content_bytes(reply.content), _metrics(reply.content)
         cost = self._predict(sent.client.device, self._work(sent, bytes_up, metrics))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedpeft.core.events import ClientRejected, ClientReplied, Event, ExchangeStarted, RoundKept
+from fedpeft.core.wire import NUM_EXAMPLES
 from fedpeft.server.files import append_lines, keep_rounds, write_json
 from fedpeft.strategies.metrics import aggregate_client_evaluations, group_accuracies
 
@@ -109,6 +110,8 @@ class RunRecord:
         trained = [event for (kind, _), event in sorted(done.replies.items()) if kind == "train"]
         evaluated = [event for (kind, _), event in sorted(done.replies.items()) if kind == "evaluate"]
         evaluated_well = [event for event in evaluated if self._outcome(event, done) == "ok"]
+        # Late clients did their work; what a rejected one claims of its own counts for nothing.
+        trusted = [event for event in trained if ("train", event.client_id) not in done.rejected]
         good = [event for event in trained if self._outcome(event, done) == "ok"]
         clients = [self._client_row(server_round, event, done) for event in trained]
         wall_s, self._round_started = time.monotonic() - self._round_started, time.monotonic()
@@ -121,7 +124,7 @@ class RunRecord:
             "num_replies": len(good),
             "dropped": dict(sorted(Counter(row["outcome"] for row in clients if row["outcome"] != "ok").items())),
             "wall_s": round(wall_s, 4),
-            "train_cpu_s": round(sum(_number(event.metrics.get("train-cpu-s")) for event in trained), 4),
+            "train_cpu_s": round(sum(_number(event.metrics.get("train-cpu-s")) for event in trusted), 4),
             "virtual_s": round(clock_s - before_s - eval_virtual_s, 6),
             "virtual_clock_s": round(clock_s, 6),
             "bytes_down": sum(event.bytes_down for event in trained),
@@ -216,7 +219,7 @@ class RunRecord:
     def _client_figures(self, evaluated: list[ClientReplied]) -> dict[str, float]:
         """Return the figures of an evaluation on the clients, {} without one."""
         record = aggregate_client_evaluations(
-            {event.client_id: event.metrics for event in evaluated if "eval-accuracy" in event.metrics}
+            {event.client_id: event.metrics for event in evaluated if _is_evaluation(event.metrics)}
         )
         if record is None:
             return {}
@@ -232,11 +235,16 @@ class RunRecord:
             "round": server_round,
             "client_id": event.client_id,
             "device": event.device,
-            "num_examples": int(_number(event.metrics.get("num-examples"))),
+            "num_examples": int(_number(event.metrics.get(NUM_EXAMPLES))),
             "accuracy": _number(event.metrics.get("eval-accuracy")),
             "loss": _number(event.metrics.get("eval-loss")),
             "groups": groups,
         }
+
+
+def _is_evaluation(metrics: Mapping[str, Any]) -> bool:
+    """Return whether an evaluation can be summed; a stock strategy has no guard that saw to it."""
+    return all(isinstance(metrics.get(name), (int, float)) for name in ("eval-accuracy", "eval-loss"))
 
 
 def _number(value: object) -> float:

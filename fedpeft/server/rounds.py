@@ -16,7 +16,7 @@ from fedpeft.client.runtime import Runtime
 from fedpeft.core import wire
 from fedpeft.core.events import Observer, RoundFinished, tell
 from fedpeft.core.types import Tensors
-from fedpeft.server.checkpoint import Checkpoint, save_checkpoint
+from fedpeft.server.checkpoint import Checkpoint, find_checkpoints, save_checkpoint
 from fedpeft.server.evaluate import ShardMap, evaluate_global
 from fedpeft.server.grid import ClockedGrid
 from fedpeft.server.record import RunRecord
@@ -53,14 +53,15 @@ class Rounds:
         session: the run.
         strategy: its state goes into checkpoints.
         clocked: its clock goes into the record and checkpoints.
-        train_config: sent with every training message; it carries the round of the newest checkpoint.
     """
 
-    def __init__(self, session: Session, strategy: Strategy, clocked: ClockedGrid, train_config: ConfigRecord) -> None:
+    def __init__(self, session: Session, strategy: Strategy, clocked: ClockedGrid) -> None:
         self._session = session
         self._strategy = strategy
         self._clocked = clocked
-        self._train_config = train_config
+        self._folder = Path(session.runtime.config["run_dir"]) / "checkpoints"
+        self.train_config = ConfigRecord({CHECKPOINT_ROUND: self._oldest_checkpoint()})
+        """Sent with every training message: clients keep what a resume from the oldest kept checkpoint would need."""
 
     def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Evaluate the global tensors and put the round on record; round 0 is the model before training."""
@@ -93,8 +94,8 @@ class Rounds:
             virtual_clock_s=self._clocked.clock.now_s,
             model_hash=self._session.runtime.identity.model_hash,
         )
-        save_checkpoint(Path(config["run_dir"]) / "checkpoints", checkpoint, config["checkpoint"]["keep"])
-        self._train_config[CHECKPOINT_ROUND] = server_round
+        save_checkpoint(self._folder, checkpoint, config["checkpoint"]["keep"])
+        self.train_config[CHECKPOINT_ROUND] = self._oldest_checkpoint()
 
     def evaluate_and_save(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Do both, for stock strategies: this is the only call they make after a round."""
@@ -102,6 +103,10 @@ class Rounds:
         if server_round:
             self.save(server_round, arrays)
         return metrics
+
+    def _oldest_checkpoint(self) -> int:
+        """Return the round of the oldest kept checkpoint: a damaged newer one makes a resume fall back to it."""
+        return min((server_round for server_round, _ in find_checkpoints(self._folder)), default=0)
 
     def _tensors(self, arrays: ArrayRecord) -> Tensors:
         """Return the global tensors in the dtypes they travel in; FedAdam makes float64 of float32."""

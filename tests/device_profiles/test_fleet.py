@@ -65,7 +65,7 @@ def test_twenty_clients_hold_the_mixed_fleet_exactly() -> None:
 
 
 def test_the_largest_remainder_gets_the_odd_client() -> None:
-    """Five clients at .5, .3, .2: quotas 2.5, 1.5, 1.0, floors 2, 1, 1; the remainders tie at .5, so the first name wins."""
+    """Five clients at .5, .3, .2: quotas 2.5, 1.5, 1.0, floors 2, 1, 1; on a tie the first name wins."""
     fleet = Fleet(weights={"rpi4_4gb": 0.5, "phone_low": 0.3, "laptop_cpu": 0.2})
     assert Counter(fleet.assign(5, seed=0)) == {"rpi4_4gb": 2, "phone_low": 2, "laptop_cpu": 1}
     uneven = Fleet(weights={"rpi4_4gb": 0.6, "phone_low": 0.4})

@@ -93,13 +93,13 @@ def ratio(build: Build, batch_size: int = 4, seq_len: int = 32) -> float:
 
 
 def test_full_fine_tuning_takes_three_forwards() -> None:
-    """Backward is one product for the inputs' gradient and one for the weights', but the first layer's input has none."""
+    """Backward: one product for the inputs' gradient, one for the weights'; the first layer's input has none."""
     assert ratio(bert) == pytest.approx(3.0, abs=0.02)
     assert ratio(llama) == pytest.approx(3.0, abs=0.02)
 
 
 def test_a_forward_pass_by_hand() -> None:
-    """A multiply-add is 2. Per layer and token: query, key, value, output 4 d^2, feed-forward 2 d f; per pair q k and p v, d
+    """A multiply-add is 2. Per layer and token: query, key, value, output 4 d^2, feed-forward 2 d f; per pair qk and pv, d
     each; per example the pooler d^2 and the classifier d * labels. d = 64, f = 128, 4 layers, 3 labels:
     2 * (4096 + 192) = 8576, 4 * 2 * (16384 + 16384) = 262144, 4 * 2 * 2 * 64 = 1024.
     """
@@ -148,7 +148,7 @@ def tinyllama() -> PreTrainedModel:
 
 
 def test_lora_on_a_billion_parameters_takes_two_forwards() -> None:
-    """Counted independently at S = 512: 1107.6 GFLOP forward, 2257.2 for a step with LoRA r8 on query and value (2.038)."""
+    """Counted independently at S = 512: 1107.6 GFLOP forward, 2257.2 for a LoRA r8 step on query, value (2.038)."""
     forward = measure_step_flops(lambda: lora(tinyllama()), forward_only=True).step(1, 512)
     step = measure_step_flops(lambda: lora(tinyllama())).step(1, 512)
     assert forward == pytest.approx(1107.6e9, rel=1e-4)

@@ -84,7 +84,7 @@ def test_an_unknown_name_brings_close_ones() -> None:
 
 
 def test_a_name_like_no_other_brings_all() -> None:
-    with pytest.raises(ConfigError, match="known: edge_server_t4, .*rpi5_8gb"):
+    with pytest.raises(ConfigError, match=r"known: edge_server_t4, .*rpi5_8gb"):
         load_profile("zzz")
 
 

@@ -141,6 +141,20 @@ def test_a_killed_worker_is_replaced_and_its_client_counted_as_lost(toy: list[st
     assert "SIGKILL" in lost[0]["detail"]
 
 
+def test_a_damaged_newest_checkpoint_costs_a_round_and_changes_nothing(
+    toy: list[str], uninterrupted: Path, tmp_path: Path
+) -> None:
+    """The run falls back to the checkpoint before, and every client to the head it had then."""
+    run_dir = tmp_path / "run"
+    output, _ = start(toy, run_dir, f"rounds={ROUNDS - 1}").communicate(timeout=120)
+    assert find_checkpoints(run_dir / "checkpoints")[-1][0] == ROUNDS - 1, output
+    (find_checkpoints(run_dir / "checkpoints")[-1][1] / "tensors.safetensors").write_bytes(b"damaged")
+    done = resume(run_dir, f"rounds={ROUNDS}")
+    assert done.returncode == 0, done.stderr
+    assert last_tensors(run_dir) == last_tensors(uninterrupted)
+    assert local_heads(run_dir) == local_heads(uninterrupted)
+
+
 def test_resume_refuses_other_settings_and_directories(
     toy_config: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -51,7 +51,7 @@ class Echo(Grid):
                 content = wire.hello_reply(client_id=node - 10, num_examples=5, device=f"device{node}", rank=None)
                 self._replies[ids[-1]] = Message(content, reply_to=message)
             elif node == 13:
-                self._replies[ids[-1]] = Message(Error(8, "gone"), reply_to=message)
+                self._replies[ids[-1]] = Message(Error(8, "gone\x1b[2J" + "x" * 999), reply_to=message)
             elif node != 14:
                 metrics = {
                     "num-examples": 5,
@@ -129,6 +129,9 @@ def test_lost_and_silent_clients_are_named_and_waited_out() -> None:
     replies = list(grid.send_and_receive(ask([10, 13, 14]), timeout=0.05))
     assert len(replies) == 2
     assert outcomes(events) == {0: "ok", 3: "lost", 4: "timeout"}
+    (detail,) = [event.detail for event in events if isinstance(event, ClientReplied) and event.outcome == "lost"]
+    assert detail.startswith("gone?[2Jxxx")
+    assert len(detail) < 310
     assert grid.clock.now_s == 20.0
 
 

@@ -1,0 +1,38 @@
+"""What the server makes of a config and of what clients say of themselves."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fedpeft.core.errors import ConfigError
+from fedpeft.core.types import Cost, Work
+from fedpeft.device_profiles.presets import load_profile
+from fedpeft.server.app import build_strategy, predictor
+from fedpeft.strategies.fedavg import FedAvg
+
+Make = Callable[..., dict[str, Any]]
+
+
+def test_the_strategy_gets_guard_and_selection_from_the_config(toy_config: Make) -> None:
+    strategy = build_strategy(toy_config("guard.max_norm=5.5", "round.min_replies=3"))
+    assert isinstance(strategy, FedAvg)
+    assert (strategy.guard.max_norm, strategy.min_replies, strategy.cohort_size) == (5.5, 3, 4)
+
+
+def test_what_is_no_flower_strategy_is_refused(toy_config: Make) -> None:
+    config = toy_config() | {"strategy": {"_target_": "collections.OrderedDict"}}
+    with pytest.raises(ConfigError, match="OrderedDict, not a flwr"):
+        build_strategy(config)
+
+
+def test_a_device_without_a_profile_is_not_predicted_and_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    cost = predictor({"rpi5_8gb": load_profile("rpi5_8gb")})
+    work = Work(flops=1e9, bytes_down=1000, bytes_up=1000)
+    with caplog.at_level(logging.WARNING):
+        assert cost("toaster", work) == cost("toaster", work) == Cost(down_s=0.0, compute_s=0.0, up_s=0.0)
+    assert len(caplog.records) == 1
+    assert cost("rpi5_8gb", work).compute_s > 0
