@@ -99,7 +99,7 @@ def test_full_fine_tuning_takes_three_forwards() -> None:
 
 
 def test_a_forward_pass_by_hand() -> None:
-    """A multiply-add is 2. Per layer and token: query, key, value, output 4 d^2, feed-forward 2 d f; per pair qk and pv, d
+    """A multiply-add is 2. Per layer and token: q, k, v, output 4 d^2, feed-forward 2df; per pair qk and pv, d
     each; per example the pooler d^2 and the classifier d * labels. d = 64, f = 128, 4 layers, 3 labels:
     2 * (4096 + 192) = 8576, 4 * 2 * (16384 + 16384) = 262144, 4 * 2 * 2 * 64 = 1024.
     """
