@@ -12,13 +12,13 @@ from flwr.app import Context, RecordDict
 from fedpeft import config as cfg
 from fedpeft.client.app import build_app
 from fedpeft.client.runtime import Runtime, describe_data, runtime_for
-from fedpeft.core.errors import ConfigError, EngineError
+from fedpeft.core.errors import EngineError
 from fedpeft.core.events import Observer, Preparing, tell
 from fedpeft.core.types import Tensors
 from fedpeft.engines.grid import InProcessGrid, handle
-from fedpeft.engines.memory import available_cores, freeze_heap, tame_memory, tree_mb
+from fedpeft.engines.memory import freeze_heap, tame_memory, tree_mb
 from fedpeft.engines.pool import ForkPool
-from fedpeft.engines.session import close_session, mark_failed, open_session, travelling
+from fedpeft.engines.session import close_session, count_workers, mark_failed, open_session, travelling
 from fedpeft.server.app import build_server_app
 from fedpeft.server.checkpoint import Checkpoint
 from fedpeft.server.evaluate import ShardMap
@@ -39,13 +39,7 @@ class InProcess:
     workers: int | str = "auto"
 
     def __post_init__(self) -> None:
-        if self.workers != "auto" and (type(self.workers) is not int or self.workers < 1):
-            raise ConfigError(f"engine.workers must be auto or a whole number >= 1, got {self.workers!r}")
-
-    @property
-    def num_workers(self) -> int:
-        """Processes that train at once."""
-        return available_cores() if self.workers == "auto" else int(self.workers)
+        count_workers(self.workers)
 
     def run(
         self,
@@ -68,7 +62,7 @@ class InProcess:
         holdings = describe_data(runtime)
         freeze_heap()
         pool = ForkPool(
-            min(self.num_workers, config["cohort_size"]),
+            min(count_workers(self.workers), config["cohort_size"]),
             {
                 "message": lambda payload: handle(client_app, payload),
                 "shard": lambda payload: runtime.evaluate_shard(*payload),

@@ -19,8 +19,8 @@ from fedpeft.client.app import build_app
 from fedpeft.client.runtime import describe_data, runtime_for
 from fedpeft.core.errors import ConfigError, EngineError, FedPeftError
 from fedpeft.core.events import Observer, Preparing, tell
-from fedpeft.engines.memory import KERNEL_CACHES, available_cores, tame_memory, tree_mb
-from fedpeft.engines.session import close_session, local_shard_map, mark_failed, open_session, travelling
+from fedpeft.engines.memory import KERNEL_CACHES, tame_memory, tree_mb
+from fedpeft.engines.session import close_session, count_workers, local_shard_map, mark_failed, open_session, travelling
 from fedpeft.server.app import serve
 from fedpeft.server.checkpoint import Checkpoint
 from fedpeft.server.rounds import Session
@@ -48,8 +48,7 @@ class Ray:
     address: str | None = None
 
     def __post_init__(self) -> None:
-        if self.workers != "auto" and (type(self.workers) is not int or self.workers < 1):
-            raise ConfigError(f"engine.workers must be auto or a whole number >= 1, got {self.workers!r}")
+        count_workers(self.workers)
         if importlib.util.find_spec("ray") is None:
             raise ConfigError("engine=ray needs the package ray (pip install fedpeft[ray], or use engine=inprocess)")
 
@@ -64,7 +63,7 @@ class Ray:
     ) -> dict[str, Any]:
         """Run a config to its end and return the summary; Ctrl-C is recorded and raised again."""
         tame_memory()
-        workers = available_cores() if self.workers == "auto" else int(self.workers)
+        workers = count_workers(self.workers)
         config_json = travelling(config)
         tell(observers, Preparing(what="loading model and data"))
         runtime = runtime_for(config_json, None)

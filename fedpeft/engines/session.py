@@ -14,6 +14,7 @@ from typing import Any
 from fedpeft import __version__
 from fedpeft import config as cfg
 from fedpeft.client.runtime import Runtime
+from fedpeft.core.errors import ConfigError
 from fedpeft.core.events import Observer, RunFinished, tell
 from fedpeft.core.types import Tensors
 from fedpeft.server.checkpoint import Checkpoint, load_checkpoint
@@ -34,6 +35,19 @@ def versions() -> dict[str, str]:
         "platform": f"{platform.system()} {platform.machine()}",
     }
     return found | {name: version(name) for name in PACKAGES}
+
+
+def count_workers(workers: int | str) -> int:
+    """Return how many workers ``engine.workers`` means; ``auto`` is one for each core that this process may use.
+
+    Raises:
+        ConfigError: it is neither ``auto`` nor a whole number from 1.
+    """
+    if workers == "auto":
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
+        raise ConfigError(f"engine.workers must be auto or a whole number >= 1, got {workers!r}")
+    return workers
 
 
 def open_session(
