@@ -117,7 +117,7 @@ class LiveDisplay:
         if isinstance(event, RunStarted):
             self._line(
                 f"{state.name}: {event.num_rounds} rounds, {event.cohort_size} of {event.num_clients} clients a round, "
-                f"in {event.run_dir}"
+                f"in {state.run_dir}"
             )
         elif isinstance(event, RoundKept):
             self._line(state.kept)

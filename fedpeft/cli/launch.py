@@ -164,10 +164,11 @@ def _trackers(config: cfg.Config, run_dir: Path) -> list[Observer]:
 
 
 def _report(run_dir: Path) -> None:
+    from fedpeft.report import numbers
     from fedpeft.report.page import write_report
 
     if (run_dir / "summary.json").exists():
-        print(f"report: {write_report([run_dir])}")
+        print(f"report: {numbers.path(write_report([run_dir]))}")
 
 
 def _holds_rounds(run_dir: Path) -> bool:

@@ -17,6 +17,7 @@ from fedpeft.core.events import (
     RunFinished,
     RunStarted,
 )
+from fedpeft.report import numbers
 
 SHOWN_ROUNDS = 6
 
@@ -78,7 +79,7 @@ class Progress:
     def take(self, event: Event) -> None:
         """Fold one event in."""
         if isinstance(event, RunStarted):
-            self.name, self.run_dir = event.name, event.run_dir
+            self.name, self.run_dir = event.name, numbers.path(event.run_dir)
             self.first_round, self.num_rounds = event.first_round, event.num_rounds
             self.finished = event.first_round - 1
             self._started = self.clock()

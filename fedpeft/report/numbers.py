@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 UNKNOWN = "-"
 _BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
@@ -94,3 +95,16 @@ def _three(value: float) -> str:
     if value == 0 or not math.isfinite(value):
         return f"{value:.0f}"
     return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
+def path(text: str | Path) -> str:
+    """Return a path as a person would type it: relative to the current folder when it lies inside.
+
+    Example:
+        >>> path(Path.cwd() / "runs" / "demo")
+        'runs/demo'
+    """
+    try:
+        return str(Path(text).relative_to(Path.cwd()))
+    except ValueError:
+        return str(text)

@@ -63,7 +63,7 @@ def render(views: Sequence[RunView]) -> str:
         runs=[
             {
                 "name": numbers.name(name, 80),
-                "path": str(view.path),
+                "path": numbers.path(view.path),
                 "status": view.status,
                 "words": _STATUS_WORDS.get(view.status, ""),
                 "colour": colour_variable(place),

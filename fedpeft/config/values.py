@@ -1,0 +1,43 @@
+"""A composed config is plain data: read, hashed, compared, sent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+Config = dict[str, Any]
+
+LAUNCH_KEYS = ("resume", "engine", "rounds", "display", "report", "tracking", "run_dir", "run_id", "checkpoint")
+"""What may differ when a run is resumed: where and how far, never what is computed."""
+
+
+def to_json(config: Config) -> str:
+    """Return the config as canonical JSON: what travels to clients."""
+    return json.dumps(config, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def config_hash(config: Config) -> str:
+    """Return the sha256 of what is computed: the config without launch settings and paths."""
+    kept = {key: value for key, value in config.items() if key not in LAUNCH_KEYS}
+    return hashlib.sha256(to_json(kept).encode()).hexdigest()
+
+
+def look_up(config: Mapping[str, Any], path: str) -> Any:
+    """Return the value at a dotted path, None where a step is missing."""
+    value: Any = config
+    for step in path.split("."):
+        value = value.get(step) if isinstance(value, Mapping) else None
+    return value
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Return one line for each value that differs between two configs."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return [
+            line
+            for key in sorted({*old, *new})
+            for line in differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
+        ]
+    return [] if old == new else [f"{path}: was {old!r}, now {new!r}"]
