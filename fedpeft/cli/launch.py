@@ -98,13 +98,15 @@ def resumed_config(run_dir: Path, config: cfg.Config, overrides: Sequence[str]) 
 
     path = run_dir / "config.yaml"
     try:
-        stored: cfg.Config = yaml.safe_load(path.read_text())
+        stored: cfg.Config = yaml.safe_load(path.read_text(encoding="utf-8"))
         stored["run_id"], stored["model"]["dtype"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{run_dir} holds no run to continue: {path.name} cannot be read ({type(error).__name__}) (set resume)"
         ) from error
     keys = [override.split("=", 1)[0].lstrip("+~") for override in overrides]
+    if "run_dir" in keys:
+        raise ConfigError(f"run_dir cannot be given beside resume: the run goes on in {run_dir} (leave it out)")
     wanted = config if "experiment" in keys else _with_values(stored, config, [key for key in keys if key != "resume"])
     if wanted["model"]["dtype"] == "auto":
         wanted = {**wanted, "model": {**wanted["model"], "dtype": stored["model"]["dtype"]}}
@@ -144,7 +146,8 @@ def _read_checkpoint(run_dir: Path, config: cfg.Config) -> tuple[Checkpoint | No
         earlier = json.loads((run_dir / "summary.json").read_bytes())
     except (OSError, ValueError):
         earlier = {}
-    return checkpoint, earlier if checkpoint is not None else {}
+    whole = checkpoint is not None and isinstance(cfg.look_up({"summary": earlier}, "summary.initial"), dict)
+    return checkpoint, earlier if whole else {}
 
 
 def _display(config: cfg.Config) -> AbstractContextManager[LiveDisplay | None]:

@@ -47,6 +47,8 @@ def main(argv: Sequence[str]) -> int:
     if not inspecting:
         _check_before_start(overrides, multirun)
     if resume := _resume_path(overrides):
+        if multirun:
+            raise ConfigError(f"-m cannot sweep over the one run that resume={resume} continues (leave -m out)")
         if not (Path(resume) / "config.yaml").is_file():
             raise ConfigError(f"{resume} holds no run to continue: there is no config.yaml in it (set resume)")
         # Hydra makes its run directory: it must be the one that is continued, not a new empty one.

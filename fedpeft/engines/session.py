@@ -86,7 +86,8 @@ def open_session(
         started_at=started_at,
         group_names=runtime.examples.group_names,
         memory_mb=memory_mb,
-        resume_after=checkpoint.server_round if checkpoint else None,
+        # Without a checkpoint everything is done again: what a killed process put on record must not stay beside it.
+        resume_after=checkpoint.server_round if checkpoint else 0,
         initial=earlier.get("initial"),
     )
     return Session(

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedpeft.core.errors import CheckpointError
+
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a reader, or a crash at any moment, finds the old content or the new."""
@@ -36,15 +38,25 @@ def append_lines(path: Path, rows: list[Mapping[str, Any]]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the whole JSON lines of a file; a last line that a crash cut off is left out."""
+    """Return the objects of a JSON-lines file, each with its ``round``; a last line that a crash cut off is left out.
+
+    Raises:
+        CheckpointError: another line is damaged: cutting there would lose the rounds behind it.
+    """
     if not path.is_file():
         return []
-    rows = []
-    for line in path.read_bytes().splitlines():
+    rows: list[dict[str, Any]] = []
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
+            row = json.loads(line)
+            if not isinstance(row["round"], int):
+                raise TypeError("round is no whole number")
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines) and not line.endswith(b"\n"):
+                break
+            raise CheckpointError(f"{path} line {number} is damaged (restore the file, or delete that line)") from error
+        rows.append(row)
     return rows
 
 

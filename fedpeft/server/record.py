@@ -36,7 +36,7 @@ class RunRecord:
         started_at: ``time.time()`` at which the process, or this run of a sweep, began.
         group_names: names of the groups, for evaluations.
         memory_mb: measures the memory of the whole process tree.
-        resume_after: rounds after this one are cut off from the tables of an earlier process; None for a new run.
+        resume_after: rounds after this one are cut off from the tables of an earlier process; 0 for a new run.
         initial: the evaluation before training, of an earlier process.
     """
 
@@ -48,7 +48,7 @@ class RunRecord:
         started_at: float,
         group_names: Sequence[str],
         memory_mb: Callable[[], float],
-        resume_after: int | None = None,
+        resume_after: int = 0,
         initial: Mapping[str, float] | None = None,
     ) -> None:
         self._dir = run_dir
@@ -63,13 +63,10 @@ class RunRecord:
         self._peak_at = 0.0
         self._round = _Round()
         self._round_started = time.monotonic()
-        self._rows: list[dict[str, Any]] = []
-        self._earlier_s = 0.0
-        if resume_after is not None:
-            self._rows = keep_rounds(run_dir / ROUNDS, resume_after)
-            for name in (CLIENTS, EVALUATIONS):
-                keep_rounds(run_dir / name, resume_after)
-            self._earlier_s = sum(row["wall_s"] for row in self._rows)
+        self._rows = keep_rounds(run_dir / ROUNDS, resume_after)
+        for name in (CLIENTS, EVALUATIONS):
+            keep_rounds(run_dir / name, resume_after)
+        self._earlier_s = sum(row["wall_s"] for row in self._rows)
 
     def __call__(self, event: Event) -> None:
         """Take note of an event."""
