@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import TypeGuard
 
 from fedpeft.config.build import build
 from fedpeft.config.values import Config, look_up
@@ -16,7 +17,7 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: one line for each problem.
     """
-    problems = [*_range_problems(config), *_choice_problems(config)]
+    problems = [*_range_problems(config), *_choice_problems(config), *_text_problems(config), *_unknown(config)]
     for name in ("strategy", "method", "partition", "fleet", "selection", "engine"):
         node = config.get(name)
         if not isinstance(node, Mapping) or "_target_" not in node:
@@ -30,6 +31,11 @@ def check(config: Config) -> None:
         value, most = look_up(config, path), look_up(config, cap)
         if type(value) is int and type(most) is int and value > most:
             problems.append(f"{path} must be at most {cap} ({most}), got {value}")
+    if look_up(config, "evaluate.clients_every") and look_up(config, "task.client_test_fraction") == 0:
+        problems.append(
+            "evaluate.clients_every asks clients to evaluate, but task.client_test_fraction=0 leaves them no examples "
+            "(set one of the two)"
+        )
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
 
@@ -54,6 +60,23 @@ _WHOLE = {
 _WHOLE_OR_NULL = {"client.local_steps": (1, 10**6), "evaluate.clients": (1, 10**7)}
 _POSITIVE = ("client.lr", "round.timeout_s", "guard.max_norm", "guard.norm_factor")
 _POSITIVE_OR_NULL = ("round.deadline_s", "client.max_grad_norm")
+_SHARES = {"task.client_test_fraction": False, "model.dropout": True}
+"""Numbers in [0, 1), and whether null will do."""
+_TEXTS = {
+    "name": False,
+    "run_dir": False,
+    "model.path": False,
+    "model.revision": True,
+    "task.path": False,
+    "task.revision": True,
+    "task.split": False,
+    "task.label_column": False,
+    "task.group_column": True,
+}
+"""Non-empty texts, and whether null will do."""
+_NAMES = {"task.text_columns": (1, 2), "task.extra_columns": (0, 1000)}
+"""Lists of names, and how many."""
+_OTHER = ("client.weight_decay", "task.held_out")
 _CHOICES = {
     "head": ("share", "local", "freeze"),
     "display": ("auto", "plain", "none"),
@@ -73,8 +96,54 @@ def _range_problems(config: Config) -> Iterator[str]:
         value = look_up(config, path)
         if value is None and path in _POSITIVE_OR_NULL:
             continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not (value > 0 and math.isfinite(value)):
+        if not (_is_number(value) and value > 0 and math.isfinite(value)):
             yield f"{path} must be a positive number, got {value!r}"
+
+    for path, may_be_null in _SHARES.items():
+        value = look_up(config, path)
+        if not (value is None and may_be_null) and not (_is_number(value) and 0 <= value < 1):
+            yield f"{path} must be a number in [0, 1){' or null' if may_be_null else ''}, got {value!r}"
+    decay = look_up(config, "client.weight_decay")
+    if not (_is_number(decay) and decay >= 0 and math.isfinite(decay)):
+        yield f"client.weight_decay must be a number >= 0, got {decay!r}"
+    held_out = look_up(config, "task.held_out")
+    if not (_is_number(held_out) and held_out > 0) and not (isinstance(held_out, str) and held_out):
+        yield f"task.held_out must be a count, a share below 1 or the name of a split, got {held_out!r}"
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _text_problems(config: Config) -> Iterator[str]:
+    for path, may_be_null in _TEXTS.items():
+        value = look_up(config, path)
+        if not (value is None and may_be_null) and not (isinstance(value, str) and value.strip()):
+            yield f"{path} must be a text{' or null' if may_be_null else ''}, got {value!r}"
+    for path, (fewest, most) in _NAMES.items():
+        value = look_up(config, path)
+        if (
+            not isinstance(value, list)
+            or not fewest <= len(value) <= most
+            or not all(isinstance(v, str) for v in value)
+        ):
+            yield f"{path} must be a list of {fewest} to {most} names, got {value!r}"
+    if not isinstance(config.get("report"), bool):
+        yield f"report must be true or false, got {config.get('report')!r}"
+
+
+def _unknown(config: Config) -> Iterator[str]:
+    """Name keys that nothing reads: with + in front, Hydra takes any."""
+    tables = (_WHOLE, _WHOLE_OR_NULL, _POSITIVE, _POSITIVE_OR_NULL, _SHARES, _TEXTS, _NAMES, _OTHER, _CHOICES)
+    known = {path for table in tables for path in table}
+    for section in sorted({path.split(".")[0] for path in known if "." in path}):
+        values = config.get(section)
+        if not isinstance(values, Mapping):
+            continue
+        there = sorted(path.split(".")[1] for path in known if path.startswith(f"{section}."))
+        for key in values:
+            if key not in there:
+                yield f"{section}.{key} is unknown: {section} has {', '.join(there)}"
 
 
 def _choice_problems(config: Config) -> Iterator[str]:

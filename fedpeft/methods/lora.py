@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,11 +51,12 @@ class LoRA:
         problems = []
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or not 1 <= self.rank <= MAX_RANK:
             problems.append(f"rank must be in 1..{MAX_RANK}, got {self.rank} (set method.rank)")
-        if not self.alpha > 0:
-            problems.append(f"alpha must be positive, got {self.alpha} (set method.alpha)")
-        if not 0 <= self.dropout < 1:
-            problems.append(f"dropout must be in [0, 1), got {self.dropout} (set method.dropout)")
-        if isinstance(self.target_modules, str) or not self.target_modules:
+        if not (_is_number(self.alpha) and 0 < self.alpha < math.inf):
+            problems.append(f"alpha must be positive, got {self.alpha!r} (set method.alpha)")
+        if not (_is_number(self.dropout) and 0 <= self.dropout < 1):
+            problems.append(f"dropout must be in [0, 1), got {self.dropout!r} (set method.dropout)")
+        targets = self.target_modules
+        if isinstance(targets, str) or not targets or not all(isinstance(one, str) and one for one in targets):
             problems.append(
                 f"target_modules must be a list of names, got {self.target_modules!r} (set method.target_modules)"
             )
@@ -145,6 +147,10 @@ class LoRA:
             problems.append(f"rank {self.rank} is above the smallest target's size {min(sizes)} (set method.rank)")
         if problems:
             raise ConfigError(problems)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _use_float32_factors(model: nn.Module) -> None:
