@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,12 +72,21 @@ def _run(config: cfg.Config, run_dir: Path, resuming: bool, started_at: float) -
     except KeyboardInterrupt:
         print(f"fedpeft: interrupted; continue with: fedpeft simulate resume={run_dir}", file=sys.stderr)
         code = 130
-    if code == 0 and not any(row["num_replies"] for row in read_lines(run_dir / "rounds.jsonl")):
-        print("fedpeft: no reply was good in any round: clients.jsonl and the report say why", file=sys.stderr)
+    if code == 0 and (reason := _nothing_learned(read_lines(run_dir / "rounds.jsonl"))):
+        print(f"fedpeft: {reason}", file=sys.stderr)
         code = 1
     if config["report"]:
         _report(run_dir)
     return code
+
+
+def _nothing_learned(rounds: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return why the model is what it was before training, None where a round changed it."""
+    if not any(row["num_replies"] for row in rounds):
+        return "no reply was good in any round: clients.jsonl and the report say why"
+    if all(row.get("kept") for row in rounds):
+        return f"the old model stayed after every round, at last because: {rounds[-1]['kept']}"
+    return None
 
 
 def new_config(config: cfg.Config) -> cfg.Config:

@@ -199,7 +199,16 @@ def check_aggregate(new: Tensors, old: Tensors) -> None:
     Raises:
         WireError: check ``aggregate``.
     """
-    if specs(new) != specs(old):
-        raise WireError("aggregate", "keys, shapes or dtypes of the global tensors changed")
+    if not isinstance(new, Mapping) or not all(isinstance(value, np.ndarray) for value in new.values()):
+        raise WireError("aggregate", f"aggregate must return arrays by name, got {printable(repr(new), 60)}")
+    if changed := sorted(set(new) ^ set(old), key=str):
+        raise WireError("aggregate", f"the aggregate has other tensors than the model, first {changed[0]!r}")
+    before, after = specs(old), specs(new)
+    for key, one in after.items():
+        if one != before[key]:
+            raise WireError(
+                "aggregate",
+                f"{key} became {one.dtype} {one.shape}, it must stay {before[key].dtype} {before[key].shape}",
+            )
     if not all_finite(new):
         raise WireError("aggregate", "the aggregate holds NaN or infinity")

@@ -56,8 +56,11 @@ def encode(tensors: Mapping[str, np.ndarray]) -> ArrayRecord:
 
 
 def decode_own(record: ArrayRecord) -> Tensors:
-    """Unpack a record that this process packed itself; nothing is checked."""
-    return {key: record[key].numpy() for key in sorted(record)}
+    """Unpack a record that this process packed itself; nothing is checked. The arrays are read-only, as ``decode``'s."""
+    tensors = {key: record[key].numpy() for key in sorted(record)}
+    for value in tensors.values():
+        value.setflags(write=False)
+    return tensors
 
 
 def content_bytes(content: RecordDict) -> int:
