@@ -22,7 +22,10 @@ def compose(overrides: Sequence[str]) -> Config:
     try:
         return _compose(overrides)
     except Exception as error:
-        refused = {override: text for override in overrides if (text := _refusal(override))}
+        # What an override may say depends on the members chosen: engine.address is there with engine=ray alone.
+        searchpath = [one for one in overrides if one.startswith("hydra.")]
+        choices = [one for one in overrides if _is_choice(one) and not _refusal(one, searchpath)]
+        refused = {one: text for one in overrides if (text := _refusal(one, [*searchpath, *choices]))}
         problems = [f"{override}: {text}" for override, text in refused.items()]
         if refused:
             # Hydra stops at the first override it refuses; the others may be wrong as well.
@@ -44,17 +47,23 @@ def _compose(overrides: Sequence[str]) -> Config:
         return plain(cfg)
 
 
-def _refusal(override: str) -> str | None:
-    """Return why Hydra refuses an override that stands alone, None if it takes it."""
+def _is_choice(override: str) -> bool:
+    """Whether an override takes a member of a group, e.g. ``engine=ray``."""
+    key, equals, _ = override.lstrip("+").partition("=")
+    return bool(equals) and (conf_dir() / key).is_dir()
+
+
+def _refusal(override: str, beside: Sequence[str]) -> str | None:
+    """Return why Hydra refuses an override that stands beside sound ones, None if it takes it."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
     with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
         try:
-            hydra_compose("config", overrides=[override])
+            hydra_compose("config", overrides=[*(one for one in beside if one != override), override])
         except Exception as error:
             key = override.split("=", 1)[0].lstrip("+~")
-            close = difflib.get_close_matches(key, _known_keys(hydra_compose("config")), n=3)
+            close = difflib.get_close_matches(key, _known_keys(hydra_compose("config", list(beside))), n=3)
             hint = f" Did you mean {' or '.join(close)}?" if close and "Could not override" in str(error) else ""
             return one_line(error) + hint
     return None

@@ -46,3 +46,11 @@ def test_clients_cannot_evaluate_without_examples() -> None:
 def test_what_the_pages_allow_passes() -> None:
     cfg.check(cfg.compose(["task.held_out=validation", "task.group_column=null", "model.dropout=null"]))
     cfg.check(cfg.compose(["task.text_columns=[a,b]", "task.extra_columns=[c]", "task.client_test_fraction=0"]))
+
+
+def test_an_override_is_judged_beside_the_members_that_are_chosen() -> None:
+    """engine.address exists with engine=ray, num_classes_per_partition with partition=pathological: only one is wrong."""
+    sound = ["engine=ray", "engine.address=auto", "partition=pathological", "partition.num_classes_per_partition=3"]
+    with pytest.raises(ConfigError) as caught:
+        cfg.compose([*sound, "rondes=3"])
+    assert caught.value.problems == ["rondes=3: Could not override 'rondes'. Did you mean rounds or round?"]
