@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedpeft import config as cfg
+from fedpeft.core.errors import DataError
 from fedpeft.data.holdout import hold_out
 from fedpeft.data.partition import Partition, split_clients
 from fedpeft.data.sources import load_table
@@ -49,6 +50,11 @@ def load_examples(config: cfg.Config, model_path: str, allow: Sequence[str] | No
     }
     columns["progress"] = say
     table = load_table(task["path"], split=task["split"], revision=task["revision"], **columns)
+    if len(table.label_names) < 2:
+        raise DataError(
+            f"{task['path']}: {task['label_column']!r} holds one class, {table.label_names[0]!r}: there is nothing to "
+            "tell apart (set task.label_column)"
+        )
     held_out = task["held_out"]
     if isinstance(held_out, str):
         eval_table = load_table(task["path"], split=held_out, revision=task["revision"], like=table, **columns)

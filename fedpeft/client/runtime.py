@@ -28,7 +28,7 @@ from fedpeft.methods.base import Method, Tunable, extract_tensors, load_tensors
 from fedpeft.methods.heads import head_parameters
 from fedpeft.tasks.base import Scores
 from fedpeft.tasks.batches import evaluation_batches, shards
-from fedpeft.tasks.models import hash_model, load_classifier
+from fedpeft.tasks.models import hash_model, load_classifier, max_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +189,7 @@ def build_runtime(config: cfg.Config, allow: Sequence[str] | None = None) -> Run
         seed=derive(config["seed"], "head") % 2**63,
         revision=model_config["revision"],
     )
+    _check_lengths(model, examples)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = examples.task.pad_id
     identity = Identity(run_id=str(config["run_id"]), config_hash=cfg.config_hash(config), model_hash=hash_model(model))
@@ -238,6 +239,16 @@ def personal_state(config: Mapping[str, Any], client_id: int, folder: str | None
     """Return where a client keeps its own tensors: ``folder``, else in the run directory."""
     root = Path(folder) if folder else Path(config["run_dir"]) / "checkpoints" / "clients"
     return PersonalState(root / f"client-{client_id:06d}")
+
+
+def _check_lengths(model: Any, examples: Examples) -> None:
+    longest = max(int(task.lengths(np.arange(len(task.labels))).max()) for task in (examples.task, examples.eval_task))
+    most = max_tokens(model)
+    if most is not None and longest > most:
+        raise ConfigError(
+            f"model.max_length must be at most {most}, the positions that {type(model).__name__} has: "
+            f"a text has {longest} tokens"
+        )
 
 
 def _attach(method: Method, model: Any, config: cfg.Config) -> Tunable:

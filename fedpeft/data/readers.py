@@ -123,7 +123,7 @@ def _read_file(file: Path, columns: Sequence[str], text_columns: Sequence[str]) 
     read = {".parquet": _read_parquet, ".csv": _read_csv, ".jsonl": _read_jsonl}[file.suffix.lower()]
     try:
         return read(file, columns, text_columns)
-    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError, KeyError) as error:
         raise DataError(f"cannot read {file}: {_first_line(error)}") from error
 
 

@@ -12,6 +12,7 @@ from fedpeft.core.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from torch import nn
 
+POSITION_TABLES = ("position_embeddings", "wpe", "embed_positions")
 DTYPES = ("auto", "float32", "bfloat16")
 
 
@@ -83,6 +84,17 @@ def load_classifier(
     if dropout is not None:
         set_dropout(model, dropout)
     return model
+
+
+def max_tokens(model: nn.Module) -> int | None:
+    """Return how many tokens the model has learned positions for, None where it computes them (rotary embeddings)."""
+    from torch import nn
+
+    for name, module in model.named_modules():
+        if name.split(".")[-1] in POSITION_TABLES and isinstance(module, nn.Embedding):
+            # RoBERTa counts positions from behind its padding index.
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return None
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:

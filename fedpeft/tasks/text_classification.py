@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedpeft.core.errors import DataError
 from fedpeft.tasks.base import Batch, Scores
 
 if TYPE_CHECKING:
@@ -50,7 +51,17 @@ class TextClassification:
         tokenizer: Any,
         max_length: int,
     ) -> TextClassification:
-        """Tokenise texts (single sentences or pairs), cut to ``max_length`` tokens."""
+        """Tokenise texts (single sentences or pairs), cut to ``max_length`` tokens.
+
+        Raises:
+            DataError: the tokenizer has no token to pad batches with.
+        """
+        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        if pad_id is None:
+            raise DataError(
+                "the model's tokenizer has neither a padding nor an end token (set pad_token in its "
+                "tokenizer_config.json)"
+            )
         columns = [list(column) for column in zip(*texts, strict=True)]
         encoded = tokenizer(*columns, truncation=True, max_length=max_length, padding=False)
         ids = encoded["input_ids"]
@@ -63,7 +74,7 @@ class TextClassification:
             labels=np.asarray(labels, dtype=np.int64),
             groups=np.asarray(groups, dtype=np.int64),
             num_groups=num_groups,
-            pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            pad_id=pad_id,
         )
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:

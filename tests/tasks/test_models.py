@@ -11,7 +11,7 @@ from torch import nn
 
 from fedpeft.core.errors import ConfigError, DataError
 from fedpeft.tasks import models
-from fedpeft.tasks.models import hash_model, load_classifier, load_tokenizer, resolve_dtype, set_dropout
+from fedpeft.tasks.models import hash_model, load_classifier, load_tokenizer, max_tokens, resolve_dtype, set_dropout
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +106,13 @@ def test_refusals_are_one_line(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"set model\.path") as caught:
             refused()
         assert "\n" not in str(caught.value)
+
+
+def test_positions_are_those_a_text_may_use(folder: str) -> None:
+    """BERT: its table of 64; RoBERTa: 20 less the padding index 1 and the unused 0; Llama computes them."""
+    from transformers import AutoModel, LlamaConfig, RobertaConfig
+
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    roberta = AutoModel.from_config(RobertaConfig(**small, vocab_size=9, max_position_embeddings=20, pad_token_id=1))
+    llama = AutoModel.from_config(LlamaConfig(**small, vocab_size=9, max_position_embeddings=20))
+    assert [max_tokens(model) for model in (load(folder), roberta, llama)] == [64, 18, None]
