@@ -56,7 +56,7 @@ def encode(tensors: Mapping[str, np.ndarray]) -> ArrayRecord:
 
 
 def decode_own(record: ArrayRecord) -> Tensors:
-    """Unpack a record that this process packed itself; nothing is checked. The arrays are read-only, as ``decode``'s."""
+    """Unpack, unchecked, a record that this process packed itself; the arrays are read-only, as those of ``decode``."""
     tensors = {key: record[key].numpy() for key in sorted(record)}
     for value in tensors.values():
         value.setflags(write=False)

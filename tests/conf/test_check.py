@@ -49,7 +49,7 @@ def test_what_the_pages_allow_passes() -> None:
 
 
 def test_an_override_is_judged_beside_the_members_that_are_chosen() -> None:
-    """engine.address exists with engine=ray, num_classes_per_partition with partition=pathological: only one is wrong."""
+    """engine.address exists with engine=ray, num_classes_per_partition with partition=pathological."""
     sound = ["engine=ray", "engine.address=auto", "partition=pathological", "partition.num_classes_per_partition=3"]
     with pytest.raises(ConfigError) as caught:
         cfg.compose([*sound, "rondes=3"])
