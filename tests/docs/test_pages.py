@@ -77,8 +77,12 @@ def test_commands_and_examples_of_the_page_run(
 
 
 @pytest.mark.parametrize("page", WITH_COMMANDS)
-def test_commands_are_right_as_a_reader_types_them(page: str) -> None:
-    """With the defaults that a reader has, not those of the small runs."""
+def test_commands_are_right_as_a_reader_types_them(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the defaults that a reader has, not those of the small runs, and the page's own modules at hand."""
+    for block in pages.blocks(page):
+        if block.file_name and block.file_name.endswith(".py"):
+            (tmp_path / block.file_name).write_text(block.text)
+    monkeypatch.syspath_prepend(tmp_path)
     targets = {line.split(":")[0] for line in (pages.ROOT / "Makefile").read_text().splitlines() if "##" in line}
     for command in (
         one for block in pages.blocks(page) if block.language == "sh" for one in pages.commands(block.text)

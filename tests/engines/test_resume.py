@@ -34,7 +34,13 @@ def start(toy: list[str], run_dir: Path, *more: str) -> subprocess.Popen[str]:
         *more,
     ]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        # A suite that runs in the background of a shell is born deaf to Ctrl-C, and its children with it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -180,8 +186,10 @@ def test_a_disk_that_fills_while_checkpointing_loses_nothing(toy: list[str], tmp
     """
     run_dir = tmp_path / "run"
     limited = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (14000, 14000)); "
-        "from fedpeft.cli.main import main; sys.exit(main(sys.argv[1:]))"
+        "import resource, sys; from fedpeft.cli.main import main; "
+        "_, most = resource.getrlimit(resource.RLIMIT_FSIZE); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (14000, most)); code = main(sys.argv[1:]); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)); sys.exit(code)"
     )
     command = [sys.executable, "-c", limited, "simulate", *toy, "method.rank=16", "rounds=2", f"run_dir={run_dir}"]
     full = subprocess.run(command, capture_output=True, text=True, timeout=120)
