@@ -45,10 +45,16 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Write ``folder/round-NNNN`` atomically and remove all but the newest ``keep``.
 
     Raises:
-        CheckpointError: the disk refused; older checkpoints are untouched.
+        CheckpointError: the disk refused, or the state holds what cannot be kept; older checkpoints are untouched.
     """
-    arrays = {key: value for key, value in checkpoint.state.items() if isinstance(value, np.ndarray)}
-    scalars = {key: value for key, value in checkpoint.state.items() if not isinstance(value, np.ndarray)}
+    # numpy's own scalars are kept as arrays without axes: JSON would lose their type.
+    arrays = {k: np.asarray(v) for k, v in checkpoint.state.items() if isinstance(v, (np.ndarray, np.generic))}
+    scalars = {key: value for key, value in checkpoint.state.items() if key not in arrays}
+    if odd := [key for key, value in scalars.items() if not isinstance(value, (bool, int, float, str))]:
+        raise CheckpointError(
+            f"the strategy's state {odd[0]!r} is of type {type(scalars[odd[0]]).__name__}: arrays, numbers and texts "
+            "can be kept (change what its state() returns)"
+        )
     meta = {
         "server_round": checkpoint.server_round,
         "virtual_clock_s": checkpoint.virtual_clock_s,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,3 +87,16 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(tmp_path: Path) -> No
     assert "resume=" in done.stdout
     assert [server_round for server_round, _ in find_checkpoints(tmp_path / "checkpoints")] == [1]
     assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def test_numpy_scalars_are_kept_and_what_cannot_be_kept_is_named(tmp_path: Path) -> None:
+    """A momentum of np.float32(0.1) comes back as float32: as a Python float it would be another number in float64."""
+    state = {"rate": np.float32(0.1), "count": np.int64(3), "on": True}
+    save_checkpoint(tmp_path, replace(make(1), state=state), keep=2)
+    back = load_checkpoint(tmp_path)
+    assert back is not None
+    assert back.state == state
+    assert [back.state[key].dtype.name for key in ("rate", "count")] == ["float32", "int64"]  # type: ignore[union-attr]
+    with pytest.raises(CheckpointError, match=r"state 'velocity' is of type dict: arrays, numbers and texts"):
+        save_checkpoint(tmp_path, replace(make(2), state={"velocity": {"x": 1.0}}), keep=2)
+    assert [server_round for server_round, _ in find_checkpoints(tmp_path)] == [1]
