@@ -80,6 +80,13 @@ def _run(config: cfg.Config, run_dir: Path, resuming: bool, started_at: float) -
     return code
 
 
+def _with_full_paths(config: cfg.Config) -> cfg.Config:
+    """Return the config with local folders spelled out: a run may be resumed from another working directory."""
+    named = {name: Path(str(config[name]["path"])).expanduser() for name in ("model", "task")}
+    full = {name: {**config[name], "path": os.path.abspath(path)} for name, path in named.items() if path.exists()}
+    return {**config, **full}
+
+
 def _nothing_learned(rounds: Sequence[Mapping[str, Any]]) -> str | None:
     """Return why the model is what it was before training, None where a round changed it."""
     if not any(row["num_replies"] for row in rounds):
@@ -93,6 +100,7 @@ def new_config(config: cfg.Config) -> cfg.Config:
     """Return the config of a new run, with everything decided that depends on the machine or the moment."""
     from fedpeft.tasks.models import resolve_dtype
 
+    config = _with_full_paths(config)
     model = {**config["model"], "dtype": resolve_dtype(config["model"]["dtype"])}
     return {**config, "model": model, "run_id": uuid.uuid4().hex, "run_dir": os.path.abspath(config["run_dir"])}
 
@@ -116,6 +124,7 @@ def resumed_config(run_dir: Path, config: cfg.Config, overrides: Sequence[str]) 
     keys = [override.split("=", 1)[0].lstrip("+~") for override in overrides]
     if "run_dir" in keys:
         raise ConfigError(f"run_dir cannot be given beside resume: the run goes on in {run_dir} (leave it out)")
+    config = _with_full_paths(config)
     wanted = config if "experiment" in keys else _with_values(stored, config, [key for key in keys if key != "resume"])
     if wanted["model"]["dtype"] == "auto":
         wanted = {**wanted, "model": {**wanted["model"], "dtype": stored["model"]["dtype"]}}

@@ -90,3 +90,18 @@ def test_resume_takes_neither_a_run_dir_nor_a_sweep(resume: Resume) -> None:
     assert lines == ["fedpeft: -m cannot sweep over the one run that resume=run continues (leave -m out)"]
     assert not Path("other").exists()
     assert not Path("runs").exists()
+
+
+def test_a_run_on_relative_folders_is_resumed_from_elsewhere(
+    toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = {one.split("=")[0]: Path(one.split("=")[1]) for one in toy if one.startswith(("model.path", "task.path"))}
+    for name, folder in sources.items():
+        shutil.copytree(folder, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    assert main(["simulate", *toy, *(f"{name}={name}" for name in sources), "rounds=1", "run_dir=run"]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["simulate", "resume=../run", "rounds=2"]) == 0
+    assert main(["simulate", "resume=../run", "rounds=3", "task.path=../task.path"]) == 0
