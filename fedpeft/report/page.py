@@ -114,5 +114,6 @@ def _write_whole(target: Path, text: str) -> None:
 
     try:
         write_atomic(target, text.encode())
-    except OSError as error:
-        raise ReportError(f"cannot write {target}: {error.strerror or error} (choose another place with -o)") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ReportError(f"cannot write {target}: {reason} (choose another place with -o)") from error

@@ -33,6 +33,11 @@ def test_errors_reach_the_caller_as_ours(tmp_path: Path) -> None:
         main([str(tmp_path / "absent")])
 
 
+def test_an_output_without_a_name_is_refused(run_dir: Path) -> None:
+    with pytest.raises(FedPeftError, match="choose another place with -o"):
+        main([str(run_dir), "-o", ""])
+
+
 def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
