@@ -1,8 +1,7 @@
 """Our engine, a bare loop over the same clients, and Flower's own simulation with the same apps, side by side.
 
-    python benchmarks/engines.py                       the README's table: 10 and 50 clients, memory up to 10,000,
-    matrix share python benchmarks/engines.py --demo --seeds 0 1 2  the demo's job against Flower as its users write it
-    today
+    python benchmarks/engines.py                        the README's table: 10 and 50 clients, memory, matrix share
+    python benchmarks/engines.py --demo --seeds 0 1 2   the demo's job against Flower as its users write it today
 
 Every row is a process of its own, so that start-up and memory are its own; rows that are compared run one after the
 other in one go.

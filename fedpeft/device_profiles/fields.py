@@ -1,8 +1,8 @@
 """Describe the keys of a YAML mapping once: from that, check it, read it into frozen dataclasses and list its numbers.
 
 A dataclass field carries what its value must be as metadata made by ``spec``. ``find_problems`` looks at a raw mapping
-and names
-everything that is wrong, ``build`` makes the dataclass of a mapping without problems, ``dump`` is its inverse.
+and names everything that is wrong, ``build`` makes the dataclass of a mapping without problems, ``dump`` is its
+inverse.
 """
 
 from __future__ import annotations

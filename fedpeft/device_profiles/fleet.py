@@ -65,8 +65,8 @@ class Fleet:
         """Return the device of each client, 0 .. num_clients - 1.
 
         Each device appears floor(weight * num_clients) times, those with the largest remainders (then by name) once
-        more,
-        so that every count is within 1 of its share; who gets which is a permutation seeded by ``(seed, "fleet")``.
+        more, so that every count is within 1 of its share; who gets which is a permutation seeded by
+        ``(seed, "fleet")``.
 
         Raises:
             ConfigError: there is no client.

@@ -23,7 +23,7 @@ _PROBE = (2, 24)
 class StepFlops:
     """FLOPs of one step as a polynomial in batch size B and sequence length S.
 
-    flops = per_example * B + per_token * B * S + per_token_pair * B * S^2
+        flops = per_example * B + per_token * B * S + per_token_pair * B * S^2
 
     Attributes:
         per_example: work on whole examples, e.g. a classifier on the pooled token.
@@ -44,9 +44,8 @@ def measure_step_flops(build_model: Callable[[], torch.nn.Module], *, forward_on
     """Count the FLOPs of forward and backward of a model as it will be trained.
 
     Frozen parameters get no gradient, and the backward pass ends at the first trainable layer, so what a method saves
-    shows:
-    about 3 forwards for full fine-tuning, about 2 for LoRA in every layer, less for LoRA in the last layers only. A
-    multiply-add is two operations; element-wise work, softmax, norms and the optimiser are not counted.
+    shows: about 3 forwards for full fine-tuning, about 2 for LoRA in every layer, less for LoRA in the last layers
+    only. A multiply-add is two operations; element-wise work, softmax, norms and the optimiser are not counted.
 
     Three counts at B = 1 and S = 8, 16, 32 determine the polynomial exactly (the counts are integers), and a fourth at
     B = 2, S = 24 must agree with it.
@@ -54,9 +53,8 @@ def measure_step_flops(build_model: Callable[[], torch.nn.Module], *, forward_on
     Args:
         build_model: returns the model ready to train, with frozen base and trainable adapters. It is called under
             ``torch.device("meta")`` and must build from a config with ``attn_implementation="eager"``: torch does not
-            count
-            its fused attention. The model is called with ``input_ids`` (B, S) and ``attention_mask`` (B, 1, S, S) and
-            returns an object with ``logits``.
+            count its fused attention. The model is called with ``input_ids`` (B, S) and ``attention_mask``
+            (B, 1, S, S) and returns an object with ``logits``.
         forward_only: count an evaluation instead, in which nothing has a gradient.
 
     Raises:

@@ -12,13 +12,12 @@ _SHORT_NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 def predict(profile: DeviceProfile, work: Work) -> Cost:
     """Return the expected seconds of download, compute and upload, without jitter.
 
-    down_s    = rtt + 8 * bytes_down / (down_bps * payload_efficiency)
-    compute_s = flops / (achievable_flops[dtype] * train_efficiency) + num_steps * step_overhead
-    up_s      = rtt + 8 * bytes_up / (up_bps * payload_efficiency)
+        down_s    = rtt + 8 * bytes_down / (down_bps * payload_efficiency)
+        compute_s = flops / (achievable_flops[dtype] * train_efficiency) + num_steps * step_overhead
+        up_s      = rtt + 8 * bytes_up / (up_bps * payload_efficiency)
 
     After FedScale (Lai et al. 2022, arXiv:2105.11367), which takes 3 * batch * steps * latency whatever the model and
-    the
-    method, and one rate for both directions; here FLOPs come from the real step and each direction has its rate.
+    the method, and one rate for both directions; here FLOPs come from the real step and each direction has its rate.
 
     Differs: one round trip a transfer, so TCP slow start and connection set-up are not counted. A step is taken to be
     bound by arithmetic, not by memory bandwidth.
