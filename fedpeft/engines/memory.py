@@ -50,7 +50,7 @@ def tree_mb(pids: Iterable[int]) -> float:
 
     Shared pages count once; resident memory where the kernel has no such figure.
     """
-    return sum(_process_bytes(pid) for pid in pids) / 2**20
+    return sum(_process_bytes(pid) for pid in pids) / 1e6
 
 
 def _process_bytes(pid: int) -> int:
