@@ -45,7 +45,7 @@ def run(command: list[str], **environment: str) -> dict[str, Any]:
     peak, over = [0.0], threading.Event()
 
     def watch() -> None:
-        while not over.wait(1.0):
+        while not over.wait(2.5):
             peak[0] = max(peak[0], tree_mb(tree(process.pid)))
 
     watcher = threading.Thread(target=watch)

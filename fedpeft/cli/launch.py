@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+import traceback
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,16 +26,17 @@ if TYPE_CHECKING:
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def launch(config: cfg.Config, overrides: Sequence[str]) -> int:
+def launch(config: cfg.Config, overrides: Sequence[str], started_at: float | None = None) -> int:
     """Run a config, or continue one, and return the exit code.
 
     Args:
         config: composed and resolved; ``run_dir`` is filled in.
         overrides: what was said on the command line: a resumed run takes the rest from its own config.
+        started_at: ``time.time()`` when this run began, None for now; what lies before the first round is start-up.
     """
     from fedpeft.cli.main import print_error
 
-    started_at = _started_at()
+    started_at = time.time() if started_at is None else started_at
     try:
         resuming = config["resume"] is not None
         config = resumed_config(Path(config["resume"]), config, overrides) if resuming else new_config(config)
@@ -50,12 +52,15 @@ def launch(config: cfg.Config, overrides: Sequence[str]) -> int:
     except FedPeftError as error:
         print_error(error)
         return error.exit_code
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        what, run_dir = error.filename or config["run_dir"], config["run_dir"]
-        text = f"{what}: {error.strerror} (free space, then continue with: fedpeft simulate resume={run_dir})"
-        print_error(FedPeftError(text))
+    except Exception as error:
+        run_dir = config["run_dir"]
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            what = f"{error.filename or run_dir}: {error.strerror}; free space"
+        else:
+            # Most likely a strategy or task of the user's own, whose author needs the whole trace.
+            traceback.print_exc()
+            what = "the run stopped on the error above; mend it"
+        print_error(FedPeftError(f"{what}, then continue with: fedpeft simulate resume={run_dir}"))
         return 1
 
 
@@ -224,13 +229,3 @@ def _locked(run_dir: Path) -> Iterator[None]:
                 f"{run_dir} is in use by another process (wait for it, or choose another run_dir)"
             ) from None
         yield
-
-
-def _started_at(_first: list[bool] = [True]) -> float:  # noqa: B006
-    """Return when this run began: with the process for its first run, now for the later ones of a sweep."""
-    from fedpeft.engines.session import process_started_at
-
-    if _first:
-        _first.clear()
-        return process_started_at()
-    return time.time()

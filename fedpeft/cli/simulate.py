@@ -70,8 +70,10 @@ def _run_hydra(args: list[str]) -> int:
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
     def job(composed: Any) -> None:
         from fedpeft.cli.launch import launch
+        from fedpeft.engines.session import process_started_at
 
-        codes.append(launch(*_job_config(composed)))
+        # The first job began with the process, imports included; later ones of a sweep begin now.
+        codes.append(launch(*_job_config(composed), started_at=None if codes else process_started_at()))
         if codes[-1] == 130:
             sys.exit(130)
 

@@ -27,7 +27,7 @@ from fedpeft.device_profiles.flops import StepFlops, measure_step_flops
 from fedpeft.methods.base import Method, Tunable, extract_tensors, load_tensors
 from fedpeft.methods.heads import head_parameters
 from fedpeft.tasks.base import Scores
-from fedpeft.tasks.batches import evaluation_batches, shards
+from fedpeft.tasks.batches import evaluation_batches, shards, training_batches
 from fedpeft.tasks.models import hash_model, load_classifier, max_tokens
 
 
@@ -118,13 +118,32 @@ class Runtime:
         """Train the adapter from ``tensors`` on a client's data; the result stays in ``tunable``."""
         local = self._enter(tensors, personal, server_round)
         rows, _ = self.client_rows(client_id)
-        seed = derive(self.seed, "train", server_round, client_id) % 2**63
+        seed = self._train_seed(client_id, server_round)
         result = train(
             self.tunable, self.examples.task, rows, self.settings, dtype=self.dtype, seed=seed, flops=self.train_flops
         )
         if local:
             personal.save(server_round, extract_tensors(self.tunable.local), keep_from)
         return result
+
+    def expected_tokens(self, client_id: int, kind: str, server_round: int) -> int:
+        """Return how many tokens, padding included, a client will compute in a round; exact for training."""
+        train_rows, test_rows = self.client_rows(client_id)
+        if kind != "train":
+            return int(self.examples.task.lengths(test_rows).sum())
+        rng = np.random.Generator(np.random.PCG64(self._train_seed(client_id, server_round)))
+        steps = self.settings.steps(len(train_rows))
+        lengths = self.examples.task.lengths
+        batches = training_batches(train_rows, lengths(train_rows), self.settings.batch_size, steps, rng)
+        return sum(len(batch) * int(lengths(batch).max()) for batch in batches)
+
+    def shard_tokens(self, shard: int) -> int:
+        """Return how many tokens, padding included, one part of the server's evaluation has."""
+        lengths = self.examples.eval_task.lengths
+        return sum(len(batch) * int(lengths(batch).max()) for batch in self.eval_shards[shard])
+
+    def _train_seed(self, client_id: int, server_round: int) -> int:
+        return derive(self.seed, "train", server_round, client_id) % 2**63
 
     def evaluate_client(
         self, client_id: int, server_round: int, tensors: Tensors, personal: PersonalState

@@ -19,8 +19,14 @@ def to_json(config: Config) -> str:
 
 
 def config_hash(config: Config) -> str:
-    """Return the sha256 of what is computed: the config without launch settings and paths."""
+    """Return the sha256 of what is computed: the config without launch settings and paths.
+
+    Two machines may keep the same model in different folders; that it is the same is for its own hash to say.
+    """
     kept = {key: value for key, value in config.items() if key not in LAUNCH_KEYS}
+    for name in ("model", "task"):
+        if isinstance(kept.get(name), Mapping):
+            kept[name] = {key: value for key, value in kept[name].items() if key != "path"}
     return hashlib.sha256(to_json(kept).encode()).hexdigest()
 
 

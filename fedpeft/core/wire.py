@@ -163,6 +163,12 @@ def instruction(
     return RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord(entries)})  # type: ignore[arg-type]
 
 
+def round_of(content: RecordDict) -> int:
+    """Return the round that a message speaks of, 0 when it names none."""
+    rounds = [record.get(SERVER_ROUND) for record in content.config_records.values()]
+    return next((int(r) for r in rounds if isinstance(r, int)), 0)
+
+
 def read_instruction(content: RecordDict, spec: Mapping[str, TensorSpec], *, max_bytes: int) -> Instruction:
     """Check what the server sent, with the same rules the server applies to clients.
 

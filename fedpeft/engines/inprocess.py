@@ -12,6 +12,7 @@ from flwr.app import Context, RecordDict
 from fedpeft import config as cfg
 from fedpeft.client.app import build_app
 from fedpeft.client.runtime import Runtime, describe_data, runtime_for
+from fedpeft.core import wire
 from fedpeft.core.errors import EngineError
 from fedpeft.core.events import Observer, Preparing, tell
 from fedpeft.core.types import Tensors
@@ -86,6 +87,9 @@ class InProcess:
                 num_clients=config["num_clients"],
                 seed=config["seed"],
                 node_config=lambda client_id: {"device": runtime.devices[client_id]},
+                expected_work=lambda client_id, message: runtime.expected_tokens(
+                    client_id, message.metadata.message_type, wire.round_of(message.content)
+                ),
             )
             context = Context(run_id=grid.run.run_id, node_id=1, node_config={}, state=RecordDict(), run_config={})
             try:
@@ -105,7 +109,8 @@ def _pool_shard_map(pool: ForkPool, runtime: Runtime) -> ShardMap:
     """Spread the server's evaluation over the pool; a part whose worker died is done again once."""
 
     def run(tensors: Tensors, count: int) -> Iterator[tuple[int, Scores]]:
-        tasks = {pool.submit("shard", (tensors, shard)): (shard, True) for shard in range(count)}
+        longest_first = sorted(range(count), key=runtime.shard_tokens, reverse=True)
+        tasks = {pool.submit("shard", (tensors, shard)): (shard, True) for shard in longest_first}
         while tasks:
             for done in pool.collect(timeout=1.0):
                 if done.task_id not in tasks:

@@ -53,7 +53,7 @@ def key_figures(view: RunView) -> list[tuple[str, str, str]]:
         (
             "Peak memory",
             numbers.size(None if memory is None else memory * 1e6),
-            "resident, this machine" if memory is not None else "",
+            "this machine, shared pages once" if memory is not None else "",
         ),
     ]
     energy = _first(facts.number("energy_j"), _total(row.energy_j for row in rows))

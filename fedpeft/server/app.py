@@ -17,6 +17,7 @@ from fedpeft.core.events import RunStarted, tell
 from fedpeft.core.guard import UpdateGuard
 from fedpeft.core.tensors import specs
 from fedpeft.core.types import Cost, Work
+from fedpeft.selection.uniform import Uniform
 from fedpeft.server.checkpoint import Checkpoint
 from fedpeft.server.grid import ClockedGrid
 from fedpeft.server.rounds import Rounds, Session
@@ -50,8 +51,11 @@ def build_strategy(config: Mapping[str, Any]) -> Strategy:
             f"strategy {node.get('_target_')} is a {type(strategy).__name__}, not a flwr.serverapp.strategy.Strategy"
         )
     if isinstance(strategy, FedPeft):
-        strategy.guard = UpdateGuard(**config["guard"])
-        strategy.selection = cfg.build(config["selection"])
+        # What a strategy brings of its own goes before the config's.
+        if strategy.guard == UpdateGuard():
+            strategy.guard = UpdateGuard(**config["guard"])
+        if isinstance(strategy.selection, Uniform):
+            strategy.selection = cfg.build(config["selection"])
     return strategy
 
 

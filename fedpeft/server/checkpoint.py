@@ -81,7 +81,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             f"checkpoint of round {checkpoint.server_round} cannot be written to {folder}: {error.strerror or error}; "
             f"{kept} (free space, then continue with: fedpeft simulate resume={folder.parent})"
         ) from error
-    for _, old in find_checkpoints(folder)[:-keep]:
+    # Newer ones were damaged, or this round would not have been done again; they must not crowd out sound ones.
+    found = find_checkpoints(folder)
+    newer = [path for server_round, path in found if server_round > checkpoint.server_round]
+    sound = [path for server_round, path in found if server_round <= checkpoint.server_round]
+    for old in (*newer, *sound[:-keep]):
         shutil.rmtree(old, ignore_errors=True)
     return target
 

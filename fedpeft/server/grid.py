@@ -118,7 +118,7 @@ class ClockedGrid(Grid):
                     message=message,
                     client=client,
                     kind=kind,
-                    server_round=_round(message.content),
+                    server_round=wire.round_of(message.content),
                     bytes_down=wire.content_bytes(message.content),
                 )
         return ids
@@ -217,11 +217,6 @@ class ClockedGrid(Grid):
             detail=detail,
         )
         tell(self._observers, event)
-
-
-def _round(content: RecordDict) -> int:
-    rounds = [record.get(wire.SERVER_ROUND) for record in content.config_records.values()]
-    return next((int(r) for r in rounds if isinstance(r, int)), 0)
 
 
 def _metrics(content: RecordDict) -> dict[str, float | list[float]]:

@@ -119,9 +119,9 @@ class RunRecord:
             "round": server_round,
             "cohort_size": done.cohort_size,
             "num_replies": len(good),
-            "dropped": dict(sorted(Counter(row["outcome"] for row in clients if row["outcome"] != "ok").items())),
+            "dropped": self._dropped(trained, done),
             "wall_s": round(wall_s, 4),
-            "train_cpu_s": round(sum(_number(event.metrics.get("train-cpu-s")) for event in trusted), 4),
+            "train_cpu_s": round(_sum(trusted, "train-cpu-s"), 4),
             "virtual_s": round(clock_s - before_s - eval_virtual_s, 6),
             "virtual_clock_s": round(clock_s, 6),
             "bytes_down": sum(event.bytes_down for event in trained),
@@ -133,7 +133,12 @@ class RunRecord:
             else None,
             "eval": {**metrics, **self._client_figures(evaluated_well)},
             "epsilon": None,
-            "eval_cpu_s": round(eval_cpu_s + sum(_number(event.metrics.get("eval-cpu-s")) for event in evaluated), 4),
+            "eval_cpu_s": round(
+                eval_cpu_s + sum(_number(event.metrics.get("eval-cpu-s")) for event in evaluated_well), 4
+            ),
+            "eval_dropped": dict(
+                sorted(Counter(self._outcome(e, done) for e in evaluated if e not in evaluated_well).items())
+            ),
             "eval_bytes_down": sum(event.bytes_down for event in evaluated),
             "eval_bytes_up": sum(event.bytes_up for event in evaluated),
             "eval_virtual_s": round(eval_virtual_s, 6),
@@ -179,14 +184,18 @@ class RunRecord:
         return summary
 
     def _sample_memory(self, now: bool = False) -> None:
-        # Reading the kernel's figure walks page tables; once in two seconds costs next to nothing.
-        if now or time.monotonic() - self._peak_at > 2.0:
+        # Reading the kernel's figure walks page tables and holds up the workers for tens of milliseconds.
+        if now or time.monotonic() - self._peak_at > 10.0:
             self._peak_at = time.monotonic()
             self._peak_mb = max(self._peak_mb, self._memory_mb())
 
     def _outcome(self, event: ClientReplied, done: _Round) -> str:
         rejection = done.rejected.get((event.kind, event.client_id))
         return f"rejected:{rejection.check}" if rejection else event.outcome
+
+    def _dropped(self, events: list[ClientReplied], done: _Round) -> dict[str, int]:
+        outcomes = Counter(self._outcome(event, done) for event in events)
+        return {outcome: count for outcome, count in sorted(outcomes.items()) if outcome != "ok"}
 
     def _client_row(self, server_round: int, event: ClientReplied, done: _Round) -> dict[str, Any]:
         outcome = self._outcome(event, done)
@@ -242,6 +251,10 @@ class RunRecord:
 def _is_evaluation(metrics: Mapping[str, Any]) -> bool:
     """Return whether an evaluation can be summed; a stock strategy has no guard that saw to it."""
     return all(isinstance(metrics.get(name), (int, float)) for name in ("eval-accuracy", "eval-loss"))
+
+
+def _sum(events: Sequence[ClientReplied], metric: str) -> float:
+    return sum(_number(event.metrics.get(metric)) for event in events)
 
 
 def _number(value: object) -> float:

@@ -82,7 +82,10 @@ class FedPeft(Strategy):
     # -- hooks ---------------------------------------------------------------------------------------------------------
 
     def client_tensors(self, global_tensors: Tensors, client: ClientInfo) -> Tensors:
-        """Return what this client is sent; it must reply with the same keys, shapes and dtypes."""
+        """Return what this client is sent; it must reply with the same keys, shapes and dtypes.
+
+        fedpeft's own ClientApp takes the run's tensors as they are: values may differ by client, names and shapes not.
+        """
         return global_tensors
 
     def client_config(self, client: ClientInfo) -> Mapping[str, wire.ConfigValue]:

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from fedpeft.cli.launch import launch
-from fedpeft.client.runtime import build_runtime
+from fedpeft.client.runtime import build_runtime, personal_state
 
 Make = Callable[..., dict[str, Any]]
 
@@ -152,3 +152,21 @@ def test_a_run_in_which_no_reply_was_good_fails(toy_config: Make, capfd: pytest.
     assert launch(config, []) == 1
     assert "no reply was good in any round" in capfd.readouterr().err
     assert {row["kept"] for row in rows(Path(config["run_dir"]), "rounds.jsonl")} == {"0 good replies, 1 are needed"}
+
+
+def test_the_longest_work_is_foretold_exactly(toy_config: Make) -> None:
+    """Tokens that a client will compute, padding included, are those of the batches that it then trains on."""
+    runtime = build_runtime(toy_config("client.local_steps=5"))
+    seen: list[int] = []
+    collate = type(runtime.examples.task).collate
+
+    def count(task: Any, batch_rows: Any) -> Any:
+        batch = collate(task, batch_rows)
+        seen.append(batch["input_ids"].numel())
+        return batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(runtime.examples.task), "collate", count)
+        runtime.train(2, 3, runtime.initial, personal_state(runtime.config, 2), 0)
+    assert len(seen) == 5
+    assert runtime.expected_tokens(2, "train", 3) == sum(seen)
