@@ -107,14 +107,14 @@ def overhead(row: dict[str, Any]) -> float:
     return row["rounds_s"] * row["workers"] / (row["train_cpu_s"] + row["eval_cpu_s"])
 
 
-def compare(sizes: list[int], repeats: int) -> list[str]:
+def compare(sizes: list[int], repeats: int, steps: int) -> list[str]:
     """Return the table of engines; the rows of one size take turns, so that a noisy moment meets all of them."""
     lines = [
         "| clients a round | engine | whole process s | rounds s | train CPU s | overhead ratio | peak memory MB |",
         "|---|---|---|---|---|---|---|",
     ]
     for size in sizes:
-        job = [*JOB, f"num_clients={size}", f"cohort_size={size}"]
+        job = [*JOB, f"client.local_steps={steps}", f"num_clients={size}", f"cohort_size={size}"]
         rows: dict[str, list[dict[str, Any]]] = {"bare loop": [], "inprocess": [], "ray (Flower's simulation)": []}
         for _ in range(repeats):
             rows["bare loop"].append(bare_loop(job))
@@ -185,7 +185,10 @@ def main() -> None:
         print("\n".join(demo(options.seeds)))
         return
     share = run([sys.executable, str(HERE / "matrix_share.py")])
-    parts = [compare(options.sizes, options.repeats), flatness(options.registered) if options.registered else []]
+    parts = [
+        compare(options.sizes, options.repeats, options.steps),
+        flatness(options.registered) if options.registered else [],
+    ]
     print("\n\n".join("\n".join(part) for part in parts if part))
     print(
         f"\nOne worker's training step runs at {share['step_gflops']:.0f} GFLOP/s, {share['share']:.0%} of this core's "
