@@ -168,6 +168,7 @@ def demo(seeds: list[int]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="*", default=[10, 50], help="clients a round")
+    parser.add_argument("--steps", type=int, default=4, help="training steps of each client")
     parser.add_argument(
         "--registered",
         type=int,
