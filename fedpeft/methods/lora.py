@@ -7,11 +7,11 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.types import Tensors
-from fedpeft.methods.base import HEAD_MODES, Tunable
+from fedpeft.methods.base import FACTORS, HEAD_MODES, RANKS, Tunable
 from fedpeft.methods.heads import head_module_names, head_parameters
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class LoRA:
     alpha: float = 16
     dropout: float = 0.0
     target_modules: Sequence[str] = ("query", "value")
+
+    traits: ClassVar[frozenset[str]] = frozenset({FACTORS, RANKS})
 
     def __post_init__(self) -> None:
         problems = []
