@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedpeft.core.pairs import FactorError, Pair, cut_rank, lora_pairs, pad_rank
-from fedpeft.core.spectrum import Svd, keep_energy, split
+from fedpeft.core.singular import Svd, keep_energy, split
 
 __all__ = [
     "FactorError",
