@@ -18,31 +18,59 @@ order:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 
 from fedpeft.core import wire
 from fedpeft.core.errors import WireError, printable
-from fedpeft.core.metrics import read_evaluation, read_metrics
+from fedpeft.core.metrics import read_evaluation, read_layer_scores, read_metrics
 from fedpeft.core.tensors import all_finite, norm, specs, subtract
-from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
+from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors, TensorSpec
 
 Evaluation = dict[str, float | list[float]]
 Judged = TypeVar("Judged")
 
 
+class Decoder(Protocol):
+    """What the guard needs of a codec."""
+
+    def encoded_spec(self, spec: Mapping[str, TensorSpec]) -> Mapping[str, TensorSpec]:
+        """Return what travels for tensors of these shapes."""
+        ...
+
+    def decode(self, encoded: Tensors, spec: Mapping[str, TensorSpec]) -> Tensors:
+        """Return the changes that were encoded."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expectation:
-    """What one client was sent, and so what its reply must look like."""
+    """What one client was sent, and so what its reply must look like.
+
+    Attributes:
+        client: who was asked.
+        server_round: the round.
+        identity: of run, config and base model.
+        sent: the tensors that went down.
+        returned: names of those that must come back, None for all.
+        codec: how the reply's tensors are encoded, None where they come as they are.
+    """
 
     client: ClientInfo
     server_round: int
     identity: wire.Identity
     sent: Tensors
+    returned: Sequence[str] | None = None
+    codec: Decoder | None = None
+
+    @property
+    def origin(self) -> Tensors:
+        """What the returned tensors were before the client trained."""
+        return self.sent if self.returned is None else {key: self.sent[key] for key in self.returned}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,15 +148,35 @@ class UpdateGuard:
             raise WireError("records", f"expected one ArrayRecord, got {len(content.array_records)}")
         wire.check_echo(content, expectation.server_round, expectation.identity)
         metrics = read_metrics(content, self.max_examples)
-        record = next(iter(content.array_records.values()))
-        tensors = wire.decode(record, specs(expectation.sent), max_bytes=self.max_bytes)
-        change = norm(subtract(tensors, expectation.sent))
+        origin = expectation.origin
+        tensors = self._tensors(next(iter(content.array_records.values())), origin, expectation.codec)
+        change = norm(subtract(tensors, origin))
         if not change <= self.max_norm:
             raise WireError("norm", f"the change has norm {change:.4g}, at most {self.max_norm:.4g} is taken")
         num_examples = int(metrics[wire.NUM_EXAMPLES])
-        return ClientUpdate(
-            client=expectation.client, tensors=tensors, num_examples=num_examples, metrics=metrics
-        ), change
+        update = ClientUpdate(
+            client=expectation.client,
+            tensors=tensors,
+            num_examples=num_examples,
+            metrics=metrics,
+            sent=expectation.sent,
+            layer_scores=read_layer_scores(content),
+        )
+        return update, change
+
+    def _tensors(self, record: ArrayRecord, origin: Tensors, codec: Decoder | None) -> Tensors:
+        """Return a reply's tensors, checked and decoded."""
+        spec = specs(origin)
+        if codec is None:
+            return wire.decode(record, spec, max_bytes=self.max_bytes)
+        change = codec.decode(wire.decode(record, codec.encoded_spec(spec), max_bytes=self.max_bytes), spec)
+        with np.errstate(over="ignore"):
+            tensors = {key: (origin[key] + change[key]).astype(spec[key].dtype) for key in sorted(spec)}
+        if not all_finite(tensors):
+            raise WireError("finite", "the decoded tensors hold NaN or infinity")
+        for value in tensors.values():
+            value.setflags(write=False)
+        return tensors
 
     def _outliers(self, judged: Mapping[int, tuple[ClientUpdate, float]]) -> dict[int, Rejection]:
         """Drop changes that are far longer than the round's median."""

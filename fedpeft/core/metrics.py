@@ -11,11 +11,13 @@ from fedpeft.core.errors import WireError
 from fedpeft.core.wire import MAX_METRIC, NUM_EXAMPLES
 
 TRAIN_METRICS = frozenset(
-    {NUM_EXAMPLES, "train-loss", "train-cpu-s", "train-flops", "train-steps", "adapter-bytes", "head-bytes"}
+    {NUM_EXAMPLES, "train-loss", "train-cpu-s", "train-flops", "train-steps", "adapter-bytes", "head-bytes", "layer-share"}
 )
 EVALUATE_METRICS = frozenset({NUM_EXAMPLES, "eval-loss", "eval-accuracy", "eval-cpu-s", "eval-flops", "eval-steps"})
 GROUP_METRICS = frozenset({"group-correct", "group-count"})
+LAYER_SCORES = "layer-scores"
 MAX_GROUPS = 2**16
+MAX_LAYERS = 2**12
 
 
 def read_metrics(content: RecordDict, max_examples: int) -> dict[str, float]:
@@ -24,10 +26,24 @@ def read_metrics(content: RecordDict, max_examples: int) -> dict[str, float]:
     Raises:
         WireError: checks ``records``, ``metrics`` and ``weight``.
     """
-    metrics = _metrics_of(content, TRAIN_METRICS)
+    metrics = _metrics_of(content, TRAIN_METRICS | {LAYER_SCORES})
+    metrics.pop(LAYER_SCORES, None)
     _check_numbers(metrics)
     _check_weight(metrics, max_examples)
     return metrics
+
+
+def read_layer_scores(content: RecordDict) -> tuple[float, ...]:
+    """Return the layer scores of a training reply, () without any.
+
+    Raises:
+        WireError: check ``metrics``: no list of at most 4,096 finite, bounded numbers.
+    """
+    scores = dict(next(iter(content.metric_records.values()))).get(LAYER_SCORES, [])
+    if not isinstance(scores, list) or len(scores) > MAX_LAYERS:
+        raise WireError("metrics", f"{LAYER_SCORES} must be a list of at most {MAX_LAYERS} numbers")
+    _check_numbers({f"{LAYER_SCORES}[{i}]": score for i, score in enumerate(scores)})
+    return tuple(float(score) for score in scores)
 
 
 def read_evaluation(content: RecordDict, max_examples: int) -> dict[str, float | list[float]]:

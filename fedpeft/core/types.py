@@ -34,6 +34,7 @@ class ClientInfo:
         num_examples: training examples that the client holds.
         device: name of its device profile.
         rank: LoRA rank it trains with, None where the method has none.
+        scaling: factor on its product B A.
     """
 
     client_id: int
@@ -41,6 +42,7 @@ class ClientInfo:
     num_examples: int
     device: str = "unknown"
     rank: int | None = None
+    scaling: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,15 +51,19 @@ class ClientUpdate:
 
     Attributes:
         client: who sent it.
-        tensors: the same keys, shapes and dtypes as were sent down.
+        tensors: what came back, after local training: sent keys in the shapes and dtypes in which they were sent.
         num_examples: the weight it asks for, a positive integer.
         metrics: finite numbers, e.g. ``train-loss``.
+        sent: what the client was sent.
+        layer_scores: one finite number for each layer, where the orders asked for ``probe=layers``.
     """
 
     client: ClientInfo
     tensors: Tensors
     num_examples: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    sent: Tensors = field(default_factory=dict)
+    layer_scores: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

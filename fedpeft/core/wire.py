@@ -9,7 +9,7 @@ strategies and clients fit. Arrays are ``numpy.save`` bytes, whose header we par
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,6 +29,8 @@ MAX_METRIC = 1e18
 FLOATS = ("float16", "float32", "float64")
 
 ConfigValue = str | int | float | bool
+SpecFor = Callable[[Mapping[str, ConfigValue], Mapping[str, tuple[int, ...]]], Mapping[str, TensorSpec]]
+"""Returns what a message's tensors must look like, given its config and the shapes that it claims."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +118,8 @@ def _npy_header(key: str, data: bytes) -> tuple[tuple[int, ...], bool, np.dtype,
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=2048)
     except Exception as error:
         raise WireError("header", f"{key} has no readable npy header ({error})") from None
-    if dtype.hasobject or dtype.kind != "f":
-        raise WireError("dtype", f"{key} has dtype {dtype}, expected a float type")
+    if dtype.hasobject or dtype.kind not in "fiu":
+        raise WireError("dtype", f"{key} has dtype {dtype}, expected numbers")
     return shape, fortran, dtype, stream.tell()
 
 
@@ -169,11 +171,18 @@ def round_of(content: RecordDict) -> int:
     return next((int(r) for r in rounds if isinstance(r, int)), 0)
 
 
-def read_instruction(content: RecordDict, spec: Mapping[str, TensorSpec], *, max_bytes: int) -> Instruction:
+def read_instruction(
+    content: RecordDict, spec: Mapping[str, TensorSpec] | SpecFor, *, max_bytes: int
+) -> Instruction:
     """Check what the server sent, with the same rules the server applies to clients.
 
     Stock Flower strategies send no identity; then its fields read ``none``. Some of them (FedAdam) turn float32 into
     float64, so that without an identity any float type is converted.
+
+    Args:
+        content: the message's records.
+        spec: what the tensors must look like, or what tells it from the message's config and claimed shapes.
+        max_bytes: cap on the bytes of all arrays.
 
     Raises:
         WireError: the message has another form than ``instruction`` gives it, or bad tensors.
@@ -189,7 +198,10 @@ def read_instruction(content: RecordDict, spec: Mapping[str, TensorSpec], *, max
         raise WireError("identity", "identity fields must be text")
     identity = Identity(**own)  # type: ignore[arg-type]
     read = _decode_any_float if identity == Identity() else decode
-    tensors = read(next(iter(content.array_records.values())), spec, max_bytes=max_bytes)
+    record = next(iter(content.array_records.values()))
+    if not isinstance(spec, Mapping):
+        spec = spec(config, {key: tuple(array.shape) for key, array in record.items()})  # type: ignore[arg-type]
+    tensors = read(record, spec, max_bytes=max_bytes)
     return Instruction(tensors=tensors, server_round=server_round, identity=identity, config=config)  # type: ignore[arg-type]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -14,14 +15,16 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedpeft.core import wire
 from fedpeft.core.errors import ConfigError, WireError
 from fedpeft.core.events import ClientRejected, Observer, RoundKept, tell
-from fedpeft.core.guard import Expectation, Rejection, UpdateGuard, check_aggregate
+from fedpeft.core.guard import Decoder, Expectation, Rejection, UpdateGuard, check_aggregate
+from fedpeft.core.orders import Orders
 from fedpeft.core.seeds import rng
-from fedpeft.core.tensors import weighted_mean
+from fedpeft.core.tensors import canonical, weighted_mean
 from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
 from fedpeft.selection.base import Selection
 from fedpeft.selection.uniform import Uniform
 from fedpeft.strategies.metrics import aggregate_client_evaluations, mean_train_metrics
 from fedpeft.strategies.roster import Roster
+from fedpeft.strategies.view import View
 
 log = logging.getLogger(__name__)
 StateValue = np.ndarray | int | float | str
@@ -34,9 +37,9 @@ class FedPeft(Strategy):
     hands the good ones to ``aggregate`` in canonical order (by client id), checks the result, and keeps the old model
     when too few replies were good or the result is unsound.
 
-    A concrete strategy overrides some of ``client_tensors``, ``client_config``, ``aggregate``, ``state`` and
-    ``load_state``; they are pure: they mutate nothing they were given. ``strategy.start(grid, arrays, ...)`` works as
-    for any Flower strategy.
+    A concrete strategy overrides some of ``client_tensors``, ``client_config``, ``aggregate``, ``model_tensors``,
+    ``state`` and ``load_state``; they mutate nothing they were given and may look at ``self.view``.
+    ``strategy.start(grid, arrays, ...)`` works as for any Flower strategy.
 
     Args:
         cohort_size: clients asked in each round.
@@ -50,6 +53,16 @@ class FedPeft(Strategy):
 
     linear: ClassVar[bool] = True
     """True where ``aggregate`` needs only a weighted sum of the updates."""
+    requires: ClassVar[frozenset[str]] = frozenset()
+    """Traits that the method must have, see ``methods/base``."""
+    mixed_ranks: ClassVar[bool] = False
+    """Whether clients may differ in rank."""
+    merges: ClassVar[bool] = False
+    """True where clients add what was aggregated to their frozen base, which must then hold floats."""
+    renews_basis: ClassVar[bool] = False
+    """True where the factors' basis changes from round to round: what a client remembers of the last one is void."""
+    bears_sparse: ClassVar[bool] = True
+    """False where updates with most coordinates dropped would be misread."""
 
     def __init__(
         self,
@@ -78,22 +91,25 @@ class FedPeft(Strategy):
         self._timeout: float | None = None
         self._global: Tensors = {}
         self._expected: dict[int, Expectation] = {}
+        self.view = View()
+        self.codec: Decoder | None = None
 
     # -- hooks ---------------------------------------------------------------------------------------------------------
 
     def client_tensors(self, global_tensors: Tensors, client: ClientInfo) -> Tensors:
-        """Return what this client is sent; it must reply with the same keys, shapes and dtypes.
+        """Return what this client is sent.
 
-        fedpeft's own ClientApp takes the run's tensors as they are: values may differ by client, names and shapes not.
+        Some or all of the global tensors, LoRA factors at the client's rank; besides them ``merge.`` factors and
+        ``control.`` tensors, see ``core/orders``. What comes back is ``Orders.returned`` of it.
         """
         return global_tensors
 
     def client_config(self, client: ClientInfo) -> Mapping[str, wire.ConfigValue]:
-        """Return settings for this client alone, e.g. its rank."""
+        """Return settings for this client alone: ``Orders(...).entries()``, and whatever else it should read."""
         return {}
 
     def aggregate(self, global_tensors: Tensors, updates: list[ClientUpdate]) -> Tensors:
-        """Return the new global tensors: the mean weighted by examples, unless overridden.
+        """Return the new global tensors: the mean weighted by examples, unless overridden; others stay.
 
             x = sum_k n_k x_k / sum_k n_k          (FedAvg, McMahan et al. 2017, arXiv:1602.05629, algorithm 1)
 
@@ -101,7 +117,12 @@ class FedPeft(Strategy):
             global_tensors: what the round began with.
             updates: at least ``min_replies`` checked updates, by client id; tensors are read-only.
         """
-        return weighted_mean([u.tensors for u in updates], [u.num_examples for u in updates])
+        mean = weighted_mean([u.tensors for u in updates], [u.num_examples for u in updates])
+        return canonical({key: value.copy() for key, value in global_tensors.items() if key not in mean} | mean)
+
+    def model_tensors(self, global_tensors: Tensors) -> Tensors:
+        """Return what the server evaluates and saves: the global tensors, and ``merge.`` factors where there are."""
+        return global_tensors
 
     def state(self) -> dict[str, StateValue]:
         """Return what must survive a checkpoint: arrays and scalars by name."""
@@ -117,7 +138,7 @@ class FedPeft(Strategy):
     ) -> Iterable[Message]:
         """Select a cohort and build one message for each member."""
         self._global = wire.decode_own(arrays)
-        return self._instruct(server_round, arrays, config, grid, MessageType.TRAIN, self.cohort_size)
+        return self._instruct(server_round, config, grid, MessageType.TRAIN, self.cohort_size)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -143,7 +164,7 @@ class FedPeft(Strategy):
         if not due:
             return []
         self._global = wire.decode_own(arrays)
-        return self._instruct(server_round, arrays, config, grid, MessageType.EVALUATE, self.evaluate_cohort_size)
+        return self._instruct(server_round, config, grid, MessageType.EVALUATE, self.evaluate_cohort_size)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return mean, worst decile and per-group figures of the clients' evaluations."""
@@ -205,22 +226,37 @@ class FedPeft(Strategy):
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _instruct(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid, kind: str, size: int | None
+        self, server_round: int, config: ConfigRecord, grid: Grid, kind: str, size: int | None
     ) -> list[Message]:
         clients = self.roster.refresh(grid, timeout=self._timeout)
         if size is not None:
             clients = self.selection.select(clients, size, server_round, rng(self.seed, "cohort", kind, server_round))
+        asked = tuple(self.view.ranks.assign(client) for client in clients)
+        self.view = replace(self.view, server_round=server_round, asked=asked)
         self._expected, messages = {}, []
-        for client in clients:
+        common: ArrayRecord | None = None
+        for client in asked:
             sent = self.client_tensors(self._global, client)
-            record = arrays if sent is self._global else wire.encode(sent)
-            entries = {**config, **self.client_config(client)}
-            content = wire.instruction(record, server_round, self.identity, entries)  # type: ignore[arg-type]
+            entries: dict[str, wire.ConfigValue] = {**config, **self._rank_orders(client), **self.client_config(client)}  # type: ignore[dict-item]
+            record = common if common is not None and sent is self._global else wire.encode(sent)
+            common = record if sent is self._global else common
+            content = wire.instruction(record, server_round, self.identity, entries)
             messages.append(Message(content, dst_node_id=client.node_id, message_type=kind))
             self._expected[client.node_id] = Expectation(
-                client=client, server_round=server_round, identity=self.identity, sent=sent
+                client=client,
+                server_round=server_round,
+                identity=self.identity,
+                sent=sent,
+                returned=Orders.read(entries).returned(sent),
+                codec=self.codec,
             )
         return messages
+
+    def _rank_orders(self, client: ClientInfo) -> Mapping[str, wire.ConfigValue]:
+        """Tell a client its rank where ranks may differ."""
+        if not self.view.ranks.mixed or client.rank is None:
+            return {}
+        return Orders(rank=client.rank, scaling=client.scaling).entries()
 
     def _keep(self, server_round: int, reason: str) -> tuple[None, None]:
         tell(self.observers, RoundKept(server_round=server_round, reason=reason))

@@ -110,7 +110,7 @@ def test_declarations_must_agree_with_the_bytes() -> None:
     refused("shape", raw(npy(X), shape=()))
     refused("stype", raw(npy(X), stype="torch.tensor"))
     refused("dtype", raw(npy(X)), TensorSpec((3, 4), "float64"))
-    refused("dtype", raw(npy(X.astype(int)), dtype="int64"), TensorSpec((3, 4), "int64"))
+    refused("dtype", raw(npy(X.astype(bool)), dtype="bool"), TensorSpec((3, 4), "bool"))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
