@@ -1,38 +1,48 @@
-"""LoRA (Hu et al. 2022, arXiv:2106.09685) through HF peft's functional API."""
+"""LoRA (Hu et al. 2022, arXiv:2106.09685) with its rank-stabilised and weight-decomposed forms, through HF peft."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.types import Tensors
-from fedpeft.methods.base import FACTORS, HEAD_MODES, RANKS, Tunable
-from fedpeft.methods.heads import head_module_names, head_parameters
+from fedpeft.methods.base import FACTORS, RANKS, Tunable
+from fedpeft.methods.inject import attach_config
+from fedpeft.methods.saving import skeleton, write_adapter
+from fedpeft.methods.targets import complete, linear_modules
 
 if TYPE_CHECKING:
     from torch import nn
 
 MAX_RANK = 1024
-PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoRA:
-    """Low-rank adaptation: ``W = W0 + (alpha / rank) B A``.
+    """Low-rank adaptation: ``W = W0 + scaling B A`` with ``scaling = alpha / rank``.
 
     A (rank, in_features) and B (out_features, rank) are float32, W0 is frozen. A starts Kaiming-uniform, B at zero, so
     that training starts from the base model.
 
+    Rank-stabilised (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732): ``scaling = alpha / sqrt(rank)``, under which
+    learning does not slow down as the rank grows.
+
+    Weight-decomposed (DoRA, Liu et al. 2024, arXiv:2402.09353): ``W = m * V / ||V||`` with ``V = W0 + scaling B A``,
+    norms of V over its input features, and a trained magnitude m (out_features) that starts at ``||W0||``. As in the
+    paper's section 4.3 the norm is taken for a constant in the backward pass. The change is no product of two
+    factors, so rules for LoRA factors do not admit it.
+
     Args:
         rank: rank of the update, 1..1024.
-        alpha: numerator of the scaling alpha / rank, positive.
+        alpha: numerator of the scaling, positive.
         dropout: dropout on the adapter's input, in [0, 1).
-        target_modules: names of the linear modules to adapt.
+        target_modules: names of the linear modules to adapt, None for HF peft's choice for the architecture.
+        rslora: scale by alpha / sqrt(rank).
+        dora: train a magnitude beside the direction.
 
     Raises:
         ConfigError: an argument is out of range; all problems together.
@@ -45,9 +55,9 @@ class LoRA:
     rank: int = 8
     alpha: float = 16
     dropout: float = 0.0
-    target_modules: Sequence[str] = ("query", "value")
-
-    traits: ClassVar[frozenset[str]] = frozenset({FACTORS, RANKS})
+    target_modules: Sequence[str] | None = None
+    rslora: bool = False
+    dora: bool = False
 
     def __post_init__(self) -> None:
         problems = []
@@ -58,116 +68,66 @@ class LoRA:
         if not (_is_number(self.dropout) and 0 <= self.dropout < 1):
             problems.append(f"dropout must be in [0, 1), got {self.dropout!r} (set method.dropout)")
         targets = self.target_modules
-        if isinstance(targets, str) or not targets or not all(isinstance(one, str) and one for one in targets):
-            problems.append(
-                f"target_modules must be a list of names, got {self.target_modules!r} (set method.target_modules)"
-            )
+        if targets is not None and (
+            isinstance(targets, str) or not targets or not all(isinstance(one, str) and one for one in targets)
+        ):
+            problems.append(f"target_modules must be a list of names, got {targets!r} (set method.target_modules)")
+        problems += [
+            f"{name} must be true or false, got {value!r} (set method.{name})"
+            for name, value in (("rslora", self.rslora), ("dora", self.dora))
+            if not isinstance(value, bool)
+        ]
         if problems:
             raise ConfigError(problems)
 
     @property
+    def traits(self) -> frozenset[str]:
+        """What strategies may count on; see ``Method.traits``."""
+        return frozenset() if self.dora else frozenset({FACTORS, RANKS})
+
+    @property
     def scaling(self) -> float:
-        """What the product B A is multiplied by: alpha / rank."""
-        return self.alpha / self.rank
+        """What the product B A is multiplied by."""
+        return self.scaling_for(self.rank)
+
+    def scaling_for(self, rank: int) -> float:
+        """Return what the product B A of factors of another rank is multiplied by.
+
+        alpha / rank, or alpha / sqrt(rank) where rank-stabilised.
+        """
+        return self.alpha / (math.sqrt(rank) if self.rslora else rank)
 
     def attach(self, model: nn.Module, head: str) -> Tunable:
         """Insert factors beside the target modules; see ``Method.attach``."""
-        from peft import get_peft_model_state_dict, inject_adapter_in_model
-
-        if head not in HEAD_MODES:
-            raise ConfigError(f"head must be one of {', '.join(HEAD_MODES)}, got {head!r} (set head)")
-        self._check_targets(model)
-        heads = head_parameters(model)
-        model.requires_grad_(False)
-        inject_adapter_in_model(self._config(heads), model)
-        _use_float32_factors(model)
-        # keep_vars: the parameters themselves, not detached copies, because an optimiser must see their gradients.
-        live = get_peft_model_state_dict(model, state_dict=model.state_dict(keep_vars=True))
-        factors = {_saved_name(key): value for key, value in live.items()}
-        for value in heads.values():
-            value.requires_grad_(head != "freeze")
-            value.data = value.data.float()
-        shared = factors | (heads if head == "share" else {})
-        return Tunable(
-            model=model,
-            shared={key: shared[key] for key in sorted(shared)},
-            local={key: heads[key] for key in sorted(heads)} if head == "local" else {},
-            head_keys=frozenset(heads),
-            rank=self.rank,
-        )
+        return attach_config(self._config(model), model, head, rank=self.rank)
 
     def save(self, tensors: Tensors, folder: Path, *, base_model: str, head_keys: frozenset[str]) -> None:
         """Write ``adapter_config.json`` and ``adapter_model.safetensors``; see ``Method.save``."""
-        from safetensors.numpy import save_file
+        config = self._config(skeleton(base_model, head_keys))
+        write_adapter(config, tensors, folder, base_model=base_model, head_keys=head_keys)
 
-        heads = sorted({key.removeprefix(PREFIX).split(".")[0] for key in head_keys & tensors.keys()})
-        config = self._config(
-            head_keys, base_model=base_model, task_type="SEQ_CLS" if heads else None, modules_to_save=heads or None
-        )
-        entries = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "adapter_config.json").write_text(
-            json.dumps(entries | {"inference_mode": True}, indent=2, default=str) + "\n"
-        )
-        save_file(dict(tensors), folder / "adapter_model.safetensors", metadata={"format": "pt"})
-
-    def _config(self, head_keys: Iterable[str], base_model: str | None = None, **extra: Any) -> Any:
+    def _config(self, model: nn.Module) -> Any:
         from peft import LoraConfig
 
-        # The head trains whole; RoBERTa's has a "dense" like every layer, which must not get factors beside that.
-        in_head = {key.removeprefix(PREFIX).rpartition(".")[0] for key in head_keys}
-        excluded = sorted(
-            name for name in in_head if any(f".{name}".endswith(f".{target}") for target in self.target_modules)
-        )
-        return LoraConfig(
+        config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
-            target_modules=list(self.target_modules),
-            exclude_modules=excluded or None,
-            base_model_name_or_path=base_model,
-            **extra,
+            use_rslora=self.rslora,
+            use_dora=self.dora,
         )
+        complete(config, model, self.target_modules, setting="method.target_modules")
+        self._check_rank(model, config.target_modules)
+        return config
 
-    def _check_targets(self, model: nn.Module) -> None:
-        """Refuse names that match no module, and name those that would do; also a rank above a target's size."""
-        head = head_module_names(model)
-        found = {
-            name: module for name, module in model.named_modules() if type(module).__name__ in ("Linear", "Conv1D")
-        }
-        linear = {name: module for name, module in found.items() if name.split(".")[0] not in head}
-        names = {name.split(".")[-1] for name in linear}
-        problems = []
-        if missing := [target for target in self.target_modules if target.split(".")[-1] not in names]:
-            problems.append(
-                f"{type(model).__name__} has no module {', '.join(missing)}: it has {', '.join(sorted(names))} "
-                "(set method.target_modules)"
-            )
-        targets = {target.split(".")[-1] for target in self.target_modules}
-        sizes = [min(module.weight.shape) for name, module in linear.items() if name.split(".")[-1] in targets]
+    def _check_rank(self, model: nn.Module, targets: Sequence[str]) -> None:
+        names = {target.split(".")[-1] for target in targets}
+        sizes = [
+            min(module.weight.shape) for name, module in linear_modules(model).items() if name.split(".")[-1] in names
+        ]
         if sizes and self.rank > min(sizes):
-            problems.append(f"rank {self.rank} is above the smallest target's size {min(sizes)} (set method.rank)")
-        if problems:
-            raise ConfigError(problems)
+            raise ConfigError(f"rank {self.rank} is above the smallest target's size {min(sizes)} (set method.rank)")
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _use_float32_factors(model: nn.Module) -> None:
-    """Keep the factors in float32 beside a bfloat16 base.
-
-    Under autocast the products still run in bfloat16, and peft must not cast their input up first.
-    """
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.float()
-    for module in model.modules():
-        if hasattr(module, "lora_A"):
-            module.cast_input_dtype_enabled = False
-
-
-def _saved_name(key: str) -> str:
-    """HF peft saves adapters of wrapped models under this prefix; injected ones lack it."""
-    return key if key.startswith(PREFIX) else PREFIX + key

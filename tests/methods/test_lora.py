@@ -127,7 +127,7 @@ def test_saved_config_names_base_and_head(folder: str, tmp_path: Path) -> None:
     LoRA(rank=2, alpha=4).save(
         extract_tensors(tunable.shared),
         tmp_path / "new" / "adapter",
-        base_model="some/model",
+        base_model=folder,
         head_keys=tunable.head_keys,
     )
     config = json.loads((tmp_path / "new" / "adapter" / "adapter_config.json").read_text())
@@ -135,10 +135,96 @@ def test_saved_config_names_base_and_head(folder: str, tmp_path: Path) -> None:
         "peft_type": "LORA",
         "r": 2,
         "lora_alpha": 4,
-        "base_model_name_or_path": "some/model",
+        "base_model_name_or_path": folder,
         "task_type": "SEQ_CLS",
         "modules_to_save": ["classifier"],
         "target_modules": ["query", "value"],
         "inference_mode": True,
     }
     assert {key: config[key] for key in wanted} == wanted
+
+
+def test_the_rank_stabilised_scaling_by_hand() -> None:
+    """alpha / sqrt(rank): 6 / sqrt(9) = 2, at rank 4 it is 3; plain LoRA has 6 / 9 and 6 / 4."""
+    stable, plain = LoRA(rank=9, alpha=6, rslora=True), LoRA(rank=9, alpha=6)
+    assert (stable.scaling, stable.scaling_for(4)) == (2.0, 3.0)
+    assert (plain.scaling, plain.scaling_for(4)) == (6 / 9, 1.5)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_hf_peft_scales_as_the_method_says(folder: str, rslora: bool) -> None:
+    method = LoRA(rank=4, alpha=3, rslora=rslora)
+    model = method.attach(classifier(folder), "freeze").model
+    assert model.bert.encoder.layer[0].attention.self.query.scaling["default"] == method.scaling
+
+
+def test_dora_by_hand(folder: str) -> None:
+    """W = m V / ||V||, V = W0 + s B A, row norms: what the adapted module returns, by numpy in float64."""
+    method = LoRA(rank=2, alpha=4, target_modules=["query"], dora=True)
+    tunable = method.attach(classifier(folder), "freeze")
+    rng = np.random.default_rng(0)
+    load_tensors(tunable.shared, {k: rng.normal(size=v.shape).astype(np.float32) for k, v in tunable.shared.items()})
+    name = "base_model.model.bert.encoder.layer.1.attention.self.query."
+    parts = {k.removeprefix(name): v.astype(np.float64) for k, v in extract_tensors(tunable.shared).items()}
+    a, b, m = (parts[k] for k in ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector"))
+    query = tunable.model.bert.encoder.layer[1].attention.self.query
+    v = query.base_layer.weight.detach().numpy() + method.scaling * b @ a
+    x = rng.normal(size=(5, 32)).astype(np.float32)
+    expected = (
+        x @ (m[:, None] * v / np.linalg.norm(v, axis=1, keepdims=True)).T + query.base_layer.bias.detach().numpy()
+    )
+    np.testing.assert_allclose(query(torch.from_numpy(x)).detach().numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_traits_tell_plain_factors_from_dora() -> None:
+    assert LoRA().traits == LoRA(rslora=True).traits == {"factors", "ranks"}
+    assert LoRA(dora=True).traits == frozenset()
+
+
+def saved(method: LoRA, base: str, folder: Path) -> dict[str, Any]:
+    """Attach to the base in ``base``, save, and return the adapter's config."""
+    tunable = method.attach(classifier(base), "share")
+    method.save(extract_tensors(tunable.shared), folder, base_model=base, head_keys=tunable.head_keys)
+    config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text())
+    return config
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> str:
+    from transformers import GPT2Config, GPT2Model
+
+    path = tmp_path_factory.mktemp("lora-gpt2")
+    config = GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2, n_positions=16, pad_token_id=0)
+    GPT2Model(config).save_pretrained(path)
+    return str(path)
+
+
+def test_null_targets_are_hugging_faces_and_the_layout_is_saved(folder: str, gpt2: str, tmp_path: Path) -> None:
+    """GPT-2's c_attn is a Conv1D of weight (in, out) = (32, 96): A (r, 32), B (96, r)."""
+    bert_config, gpt2_config = saved(LoRA(rank=2), folder, tmp_path / "b"), saved(LoRA(rank=2), gpt2, tmp_path / "g")
+    assert (bert_config["target_modules"], bert_config["fan_in_fan_out"]) == (["query", "value"], False)
+    assert (gpt2_config["target_modules"], gpt2_config["fan_in_fan_out"]) == (["c_attn"], True)
+    shapes = {k.split(".")[-2]: v.shape for k, v in LoRA(rank=2).attach(classifier(gpt2), "freeze").shared.items()}
+    assert shapes == {"lora_A": (2, 32), "lora_B": (96, 2)}
+
+
+def test_a_base_that_cannot_be_read_is_one_line(folder: str, tmp_path: Path) -> None:
+    from fedpeft.core.errors import DataError
+
+    with pytest.raises(DataError, match="base model .*nowhere cannot be read") as caught:
+        LoRA().save({}, tmp_path, base_model=str(tmp_path / "nowhere"), head_keys=frozenset())
+    assert "\n" not in str(caught.value)
+
+
+def test_an_architecture_without_default_targets_is_refused_with_its_linear_names() -> None:
+    from transformers import DistilBertConfig, DistilBertForSequenceClassification
+
+    model = DistilBertForSequenceClassification(
+        DistilBertConfig(vocab_size=64, dim=8, hidden_dim=8, n_layers=1, n_heads=2)
+    )
+    with pytest.raises(ConfigError) as caught:
+        LoRA(rank=2).attach(model, "share")
+    assert caught.value.problems == [
+        "LORA has no default target modules for a distilbert model: name some of its linear modules "
+        "k_lin, lin1, lin2, out_lin, q_lin, v_lin (set method.target_modules)"
+    ]

@@ -1,0 +1,98 @@
+"""Attaching an HF peft config of the kind that is injected beside modules, for every method that is one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from fedpeft.core.errors import ConfigError
+from fedpeft.methods.base import HEAD_MODES, Tunable
+from fedpeft.methods.heads import head_parameters
+from fedpeft.methods.saving import saved_name
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def attach_config(config: Any, model: nn.Module, head: str, *, rank: int | None = None) -> Tunable:
+    """Freeze the model, inject the adapter that an HF peft config describes, and name what trains.
+
+    Args:
+        config: an HF peft config, complete for this architecture.
+        model: the base model, changed in place.
+        head: ``share``, ``local`` or ``freeze``.
+        rank: LoRA rank, None for methods without one.
+
+    Raises:
+        ConfigError: an unknown head mode, or HF peft refuses the config for this model.
+    """
+    from peft import get_peft_model_state_dict, inject_adapter_in_model
+
+    check_head(head)
+    heads = head_parameters(model)
+    model.requires_grad_(False)
+    try:
+        inject_adapter_in_model(config, model)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"HF peft cannot attach {config.peft_type} to {type(model).__name__}: {reason}") from error
+    use_float32(model)
+    # keep_vars: the parameters themselves, not detached copies, because an optimiser must see their gradients.
+    live = get_peft_model_state_dict(model, state_dict=model.state_dict(keep_vars=True), save_embedding_layers=False)
+    # What an adapter keeps fixed (a shared random projection) stays at home: it is made again from its seed.
+    adapter = {saved_name(key): value for key, value in live.items() if value.requires_grad}
+    return make_tunable(model, adapter, heads, head, rank=rank)
+
+
+def make_tunable(
+    model: nn.Module,
+    adapter: Mapping[str, torch.Tensor],
+    heads: Mapping[str, torch.Tensor],
+    head: str,
+    *,
+    rank: int | None = None,
+) -> Tunable:
+    """Join an adapter's tensors with the head's, which become float32 and train unless ``head`` is ``freeze``.
+
+    Args:
+        model: the model, everything but the adapter frozen.
+        adapter: live tensors of the adapter by travelling name.
+        heads: live tensors of the classification head by travelling name, {} for none.
+        head: ``share``, ``local`` or ``freeze``.
+        rank: LoRA rank, None for methods without one.
+    """
+    for value in heads.values():
+        value.requires_grad_(head != "freeze")
+        value.data = value.data.float()
+    shared = {**adapter, **(heads if head == "share" else {})}
+    return Tunable(
+        model=model,
+        shared={key: shared[key] for key in sorted(shared)},
+        local={key: heads[key] for key in sorted(heads)} if head == "local" else {},
+        head_keys=frozenset(heads),
+        rank=rank,
+    )
+
+
+def check_head(head: str) -> None:
+    """Refuse a head mode that is none.
+
+    Raises:
+        ConfigError: it is not one of ``share``, ``local``, ``freeze``.
+    """
+    if head not in HEAD_MODES:
+        raise ConfigError(f"head must be one of {', '.join(HEAD_MODES)}, got {head!r} (set head)")
+
+
+def use_float32(model: nn.Module) -> None:
+    """Keep what trains in float32 beside a bfloat16 base.
+
+    Under autocast the products still run in bfloat16, and peft must not cast their input up first.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False
