@@ -31,7 +31,7 @@ class Pair:
     b: str
 
 
-def lora_pairs(keys: Iterable[str], strict: bool = True) -> tuple[Pair, ...]:
+def lora_pairs(keys: Iterable[str], *, strict: bool = True) -> tuple[Pair, ...]:
     """Return the pairs among tensor names ``<module>.lora_A.weight`` and ``<module>.lora_B.weight``, modules sorted.
 
     Args:

@@ -39,7 +39,7 @@ def keep_energy(s: np.ndarray, energy: float) -> int:
     if energy == 1 or kept == 0:
         # A running sum would lose values below 1e-8 of the largest, which "all of the energy" must not.
         return kept
-    sums = np.cumsum(np.square(s / s[0], dtype=np.float64))
+    sums = np.cumsum(np.square(s, dtype=np.float64))
     return int(np.argmax(sums >= energy * sums[-1])) + 1
 
 
