@@ -228,8 +228,8 @@ def selected_share(
     It ends: rho only falls, from at most 1, so that at most 1 / tolerance changes are large.
 
     Differs: the CDF of the blurred nodes is exact (a sum of error functions) instead of a sum over a grid, and a
-    halved step counts from the next move on. Nothing is random. t is in units of the eigenvalues, as in the paper's
-    scan: where all of them are far below ``step``, rho is 0 and one layer is kept (see ``num_selected``), so scale the
+    halved step counts from the next move on. Nothing is random. t is in units of the eigenvalues, as in FedPepTAO's
+    scan: where all of them are far below ``step``, rho is 0 and one layer is kept (see ``num_selected``); scale the
     nodes first if that is not wanted.
 
     Args:
