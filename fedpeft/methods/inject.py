@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -33,16 +34,38 @@ def attach_config(config: Any, model: nn.Module, head: str, *, rank: int | None 
     heads = head_parameters(model)
     model.requires_grad_(False)
     try:
-        inject_adapter_in_model(config, model)
+        with warnings.catch_warnings():
+            # What HF peft has to say here (it has not measured a layer, it changes an option) concerns no user.
+            warnings.simplefilter("ignore")
+            inject_adapter_in_model(config, model)
     except (ValueError, TypeError, NotImplementedError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"HF peft cannot attach {config.peft_type} to {type(model).__name__}: {reason}") from error
+        raise ConfigError(f"HF peft cannot attach {_kind(config)} to {type(model).__name__}: {reason}") from error
     use_float32(model)
     # keep_vars: the parameters themselves, not detached copies, because an optimiser must see their gradients.
     live = get_peft_model_state_dict(model, state_dict=model.state_dict(keep_vars=True), save_embedding_layers=False)
-    # What an adapter keeps fixed (a shared random projection) stays at home: it is made again from its seed.
     adapter = {saved_name(key): value for key, value in live.items() if value.requires_grad}
+    _check_complete(config, model, live, adapter)
     return make_tunable(model, adapter, heads, head, rank=rank)
+
+
+def _check_complete(
+    config: Any, model: nn.Module, live: Mapping[str, torch.Tensor], adapter: Mapping[str, torch.Tensor]
+) -> None:
+    """Refuse an adapter that is more, or other, than the trained values that would travel and be saved."""
+    kind = _kind(config)
+    if fixed := sorted({key.split(".")[-1] for key, value in live.items() if not value.requires_grad}):
+        raise ConfigError(
+            f"{kind} is not for federated training: it keeps {', '.join(fixed)} fixed, which clients do not exchange "
+            "(choose another method)"
+        )
+    named = {id(value) for value in adapter.values()}
+    if any(value.requires_grad and id(value) not in named for value in model.parameters()):
+        raise ConfigError(f"{kind} trains parameters that HF peft does not save (choose another method)")
+
+
+def _kind(config: Any) -> str:
+    return str(getattr(config.peft_type, "value", config.peft_type))
 
 
 def make_tunable(

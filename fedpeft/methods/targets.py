@@ -68,12 +68,16 @@ def complete(config: Any, model: nn.Module, target_modules: Sequence[str] | None
 
 def _default_targets(config: Any, model: nn.Module, setting: str) -> list[str]:
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+    from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
 
-    mapping = getattr(PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type], "target_module_mapping", {})
+    tuner = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
+    mapping = getattr(tuner, "target_module_mapping", TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING)
     model_type = str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
     targets = mapping.get(model_type)
-    if targets is None or isinstance(targets, str):
-        kind = str(getattr(config.peft_type, "value", config.peft_type))
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    if targets is None and kind == "LN_TUNING":
+        targets = last_names({n: m for n, m in model.named_modules() if type(m).__name__.endswith("Norm")})
+    if not targets or isinstance(targets, str):
         raise ConfigError(
             f"{kind} has no default target modules for a {model_type} model: name some of its linear modules "
             f"{', '.join(last_names(linear_modules(model)))} (set {setting})"
