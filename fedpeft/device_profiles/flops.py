@@ -15,29 +15,32 @@ from fedpeft.core.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-_LENGTHS = (8, 16, 32)
-_PROBE = (2, 24)
+_SIZES = ((1, 8), (1, 16), (1, 32), (2, 8))
+_PROBE = (3, 24)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepFlops:
     """FLOPs of one step as a polynomial in batch size B and sequence length S.
 
-        flops = per_example * B + per_token * B * S + per_token_pair * B * S^2
+        flops = per_step + B * (per_example + S * (per_token + S * per_token_pair))
 
     Attributes:
+        per_step: work that is the same for every batch, e.g. the norms of DoRA's matrices.
         per_example: work on whole examples, e.g. a classifier on the pooled token.
         per_token: work on single tokens, the linear layers.
         per_token_pair: work on pairs of tokens, attention.
     """
 
+    per_step: float = 0.0
     per_example: float
     per_token: float
     per_token_pair: float
 
     def step(self, batch_size: int, seq_len: int) -> float:
         """Return the FLOPs of a step on ``batch_size`` examples padded to ``seq_len`` tokens."""
-        return batch_size * (self.per_example + seq_len * (self.per_token + seq_len * self.per_token_pair))
+        of_example = self.per_example + seq_len * (self.per_token + seq_len * self.per_token_pair)
+        return self.per_step + batch_size * of_example
 
 
 def measure_step_flops(build_model: Callable[[], torch.nn.Module], *, forward_only: bool = False) -> StepFlops:
@@ -47,14 +50,14 @@ def measure_step_flops(build_model: Callable[[], torch.nn.Module], *, forward_on
     shows: about 3 forwards for full fine-tuning, about 2 for LoRA in every layer, less for LoRA in the last layers
     only. A multiply-add is two operations; element-wise work, softmax, norms and the optimiser are not counted.
 
-    Three counts at B = 1 and S = 8, 16, 32 determine the polynomial exactly (the counts are integers), and a fourth at
-    B = 2, S = 24 must agree with it.
+    Counts at B = 1 and S = 8, 16, 32 and one at B = 2, S = 8 determine the polynomial exactly (the counts are
+    integers), and a fifth at B = 3, S = 24 must agree with it.
 
     Args:
         build_model: returns the model ready to train, with frozen base and trainable adapters. It is called under
             ``torch.device("meta")`` and must build from a config with ``attn_implementation="eager"``: torch does not
-            count its fused attention. The model is called with ``input_ids`` (B, S) and ``attention_mask``
-            (B, 1, S, S) and returns an object with ``logits``.
+            count its fused attention. The model is called with ``input_ids`` (B, S) alone, which is a batch without
+            padding, and returns an object with ``logits``.
         forward_only: count an evaluation instead, in which nothing has a gradient.
 
     Raises:
@@ -68,7 +71,7 @@ def measure_step_flops(build_model: Callable[[], torch.nn.Module], *, forward_on
         model = build_model().float()
     _check_countable(model, forward_only=forward_only)
     model.train(not forward_only)
-    flops = solve({length: _count(model, 1, length, forward_only=forward_only) for length in _LENGTHS})
+    flops = solve({size: _count(model, *size, forward_only=forward_only) for size in _SIZES})
     counted, predicted = _count(model, *_PROBE, forward_only=forward_only), flops.step(*_PROBE)
     if abs(counted - predicted) > 1e-9 * counted:
         raise ConfigError(
@@ -78,17 +81,26 @@ def measure_step_flops(build_model: Callable[[], torch.nn.Module], *, forward_on
     return flops
 
 
-def solve(counts: Mapping[int, int]) -> StepFlops:
-    """Return the polynomial through three counts at batch size 1, given as {sequence length: FLOPs}.
+def solve(counts: Mapping[tuple[int, int], int]) -> StepFlops:
+    """Return the polynomial through four counts, given as {(batch size, sequence length): FLOPs}.
 
-    Newton's divided differences in exact fractions.
+    Three lengths at batch size 1 give what depends on the length (Newton's divided differences) and the sum
+    ``per_step + per_example``; a larger batch tells these two apart. All in exact fractions.
+
+    Args:
+        counts: three sizes with batch size 1 and different lengths, and one with another batch size.
     """
-    (x0, y0), (x1, y1), (x2, y2) = sorted(counts.items())
+    (x0, y0), (x1, y1), (x2, y2) = sorted((length, flops) for (batch, length), flops in counts.items() if batch == 1)
     slope = Fraction(y1 - y0, x1 - x0)
     curve = (Fraction(y2 - y1, x2 - x1) - slope) / (x2 - x0)
+    per_token = slope - curve * (x0 + x1)
+    fixed = y0 - slope * x0 + curve * x0 * x1
+    ((batch, length), flops) = next((size, flops) for size, flops in counts.items() if size[0] != 1)
+    per_example = (flops - batch * length * (per_token + curve * length) - fixed) / (batch - 1)
     return StepFlops(
-        per_example=float(y0 - slope * x0 + curve * x0 * x1),
-        per_token=float(slope - curve * (x0 + x1)),
+        per_step=float(fixed - per_example),
+        per_example=float(per_example),
+        per_token=float(per_token),
         per_token_pair=float(curve),
     )
 
@@ -110,11 +122,11 @@ def _count(model: torch.nn.Module, batch_size: int, seq_len: int, *, forward_onl
 
     with torch.device("meta"):
         input_ids = torch.zeros(batch_size, seq_len, dtype=torch.long)
-        # A 2-D mask makes transformers read values, which meta tensors do not have; a 4-D one is taken as it is.
-        attention_mask = torch.zeros(batch_size, 1, seq_len, seq_len)
     model.zero_grad(set_to_none=True)
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(not forward_only):
-        loss = model(input_ids=input_ids, attention_mask=attention_mask).logits.float().sum()
+        # A 2-D mask would make transformers read its values, which meta tensors do not have, and methods that put
+        # virtual tokens before the text cannot lengthen a 4-D one.
+        loss = model(input_ids=input_ids).logits.float().sum()
         if not forward_only:
             loss.backward()
     return int(counter.get_total_flops())

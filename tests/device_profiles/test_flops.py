@@ -192,11 +192,13 @@ def test_no_weight_is_allocated() -> None:
     assert devices == ["meta"]
 
 
-def test_three_points_give_the_polynomial_back() -> None:
-    """7 + 5 S + 3 S^2 at S = 2, 4, 10 is 29, 75, 357; a batch of 3 at S = 6 is 3 * (7 + 30 + 108) = 435."""
-    flops = solve({2: 29, 4: 75, 10: 357})
-    assert flops == StepFlops(per_example=7, per_token=5, per_token_pair=3)
-    assert flops.step(3, 6) == 435
+def test_four_points_give_the_polynomial_back() -> None:
+    """11 + B (7 + 5 S + 3 S^2): at B = 1 and S = 2, 4, 10 it is 11 + 29, 75, 357, at B = 3, S = 6 11 + 3 * 145 = 446;
+    a batch of 5 at S = 6 is 11 + 5 * 145 = 736.
+    """
+    flops = solve({(1, 2): 40, (1, 4): 86, (3, 6): 446, (1, 10): 368})
+    assert flops == StepFlops(per_step=11, per_example=7, per_token=5, per_token_pair=3)
+    assert flops.step(5, 6) == 736
 
 
 def test_fused_attention_is_refused() -> None:
@@ -217,10 +219,10 @@ class Cubic(torch.nn.Module):
         super().__init__()
         self.scale = torch.nn.Parameter(torch.ones(1))
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
-        """Return the product of the mask with itself."""
-        mask = attention_mask[:, 0] * self.scale
-        return SimpleNamespace(logits=mask @ mask)
+    def forward(self, input_ids: torch.Tensor) -> SimpleNamespace:
+        """Return the product of a square of the text's length with itself."""
+        square = input_ids[:, None, :] * input_ids[:, :, None] * self.scale
+        return SimpleNamespace(logits=square @ square)
 
 
 def test_a_model_that_is_no_polynomial_is_refused() -> None:
