@@ -70,22 +70,36 @@ def load_classifier(
     Raises:
         DataError: nothing loadable is there.
     """
+    from transformers import AutoModelForSequenceClassification
+
+    return _load(
+        AutoModelForSequenceClassification,
+        path,
+        dtype=dtype,
+        dropout=dropout,
+        seed=seed,
+        revision=revision,
+        num_labels=num_labels,
+    )
+
+
+def _load(
+    kind: Any, path: str, *, dtype: str, dropout: float | None, seed: int, revision: str | None, **settings: Any
+) -> nn.Module:
+    """Load a model of a transformers auto class, float or quantised; ``settings`` go into its config."""
     import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoConfig
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(path, revision=revision, num_labels=num_labels)
+        config = AutoConfig.from_pretrained(path, revision=revision, **settings)
+        options = loading_options(config, path)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                path,
-                config=config,
-                dtype=getattr(torch, dtype),
-                revision=revision,
-                **loading_options(config, path),
+            model: nn.Module = kind.from_pretrained(
+                path, config=config, dtype=getattr(torch, dtype), revision=revision, **options
             )
     except (OSError, ValueError) as error:
         raise DataError(f"no model at {path}: {_first_line(error)} (set model.path)") from error
