@@ -46,7 +46,7 @@ class Codec(ABC):
     error_feedback: bool = False
 
     def encode(self, change: Mapping[str, np.ndarray], rng: np.random.Generator) -> Tensors:
-        """Return what travels for a change, in sorted order.
+        """Return what travels for a change, C-contiguous and in sorted order.
 
         Args:
             change: float32 changes by tensor name.
@@ -66,7 +66,7 @@ class Codec(ABC):
                 )
             with _naming(key):
                 parts = self.pack(change[key], rng)
-            encoded |= {join(key, part): array for part, array in parts.items()}
+            encoded |= {join(key, part): np.asarray(array, order="C") for part, array in parts.items()}
         return dict(sorted(encoded.items()))
 
     def decode(self, encoded: Mapping[str, np.ndarray], spec: Mapping[str, TensorSpec]) -> Tensors:
