@@ -12,11 +12,12 @@ from pathlib import Path
 
 from fedpeft import config as cfg
 from fedpeft.cli.launch import new_config
-from fedpeft.client.runtime import build_runtime, personal_state
+from fedpeft.client.building import build_runtime
+from fedpeft.client.runtime import personal_state
 from fedpeft.core.seeds import rng
 from fedpeft.core.tensors import weighted_mean
+from fedpeft.core.wire import Instruction
 from fedpeft.engines.memory import tame_memory
-from fedpeft.methods.base import extract_tensors
 
 
 def main() -> None:
@@ -34,10 +35,11 @@ def main() -> None:
         )
         updates, weights = [], []
         for client_id in map(int, cohort):
-            result = runtime.train(client_id, server_round, tensors, personal_state(config, client_id), 0)
-            updates.append(extract_tensors(runtime.tunable.shared))
+            order = Instruction(tensors=tensors, server_round=server_round, identity=runtime.identity, config={})
+            trained = runtime.train(client_id, order, personal_state(config, client_id), 0)
+            updates.append(trained.tensors)
             weights.append(runtime.num_train_examples(client_id))
-            train_cpu_s += result.cpu_s
+            train_cpu_s += trained.result.cpu_s
         tensors = weighted_mean(updates, weights)
         scores = [runtime.evaluate_shard(tensors, shard) for shard in range(len(runtime.eval_shards))]
         eval_cpu_s += sum(score.cpu_s for score in scores)

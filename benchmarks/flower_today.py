@@ -98,7 +98,7 @@ _EXAMPLES: dict[str, Any] = {}
 
 def cached_examples(config: dict[str, Any], path: str) -> Any:
     """Flower's examples cache the dataset in a module global; so does this."""
-    from fedpeft.client.runtime import load_examples
+    from fedpeft.client.examples import load_examples
 
     if "examples" not in _EXAMPLES:
         _EXAMPLES["examples"] = load_examples(config, path)

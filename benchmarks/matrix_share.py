@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fedpeft import config as cfg
 from fedpeft.cli.launch import new_config
-from fedpeft.client.runtime import build_runtime
+from fedpeft.client.building import build_runtime
 from fedpeft.client.trainer import train
 from fedpeft.engines.memory import tame_memory
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedpeft.client.runtime import Runtime, personal_state, runtime_for
+from fedpeft.client.building import runtime_for
+from fedpeft.client.runtime import Runtime, personal_state
 from fedpeft.core import wire
 from fedpeft.core.errors import WireError
-from fedpeft.methods.base import extract_tensors
 from fedpeft.tasks.base import Scores
 
 DEFAULT_ALLOW = ("fedpeft.methods.", "fedpeft.device_profiles.", "flwr_datasets.partitioner.")
@@ -63,7 +63,7 @@ def _hello(runtime: Runtime, context: Context) -> wire.RecordDict:
 def _read(runtime: Runtime, message: Message) -> wire.Instruction:
     """Check what the server sent before any of it is used."""
     limit = runtime.config["guard"]["max_bytes"]
-    instruction = wire.read_instruction(message.content, runtime.shared_spec, max_bytes=limit)
+    instruction = wire.read_instruction(message.content, runtime.payload_spec, max_bytes=limit)
     # Stock Flower strategies send no identity; a server that sends one must mean this run, config and base model.
     if instruction.identity not in (wire.Identity(), runtime.identity):
         raise WireError("identity", "the server's run, config or base model is not this client's")
@@ -75,10 +75,9 @@ def _train(runtime: Runtime, message: Message, context: Context) -> wire.RecordD
     client_id = _client_id(context)
     personal = personal_state(runtime.config, client_id, str(context.node_config.get("state-dir", "")) or None)
     keep_from = int(instruction.config.get(CHECKPOINT_ROUND, 0))
-    result = runtime.train(client_id, instruction.server_round, instruction.tensors, personal, keep_from)
-    tensors = extract_tensors(runtime.tunable.shared)
-    sizes = {True: 0, False: 0}
-    for key, value in tensors.items():
+    trained = runtime.train(client_id, instruction, personal, keep_from)
+    result, sizes = trained.result, {True: 0, False: 0}
+    for key, value in trained.tensors.items():
         sizes[key in runtime.tunable.head_keys] += value.nbytes
     rows, _ = runtime.client_rows(client_id)
     metrics: dict[str, float | list[float]] = {
@@ -89,15 +88,16 @@ def _train(runtime: Runtime, message: Message, context: Context) -> wire.RecordD
         "train-steps": result.steps,
         "adapter-bytes": sizes[False],
         "head-bytes": sizes[True],
+        **trained.metrics,
     }
-    return wire.reply(instruction, tensors, metrics)
+    return wire.reply(instruction, trained.tensors, metrics)
 
 
 def _evaluate(runtime: Runtime, message: Message, context: Context) -> wire.RecordDict:
     instruction = _read(runtime, message)
     client_id = _client_id(context)
     personal = personal_state(runtime.config, client_id, str(context.node_config.get("state-dir", "")) or None)
-    scores = runtime.evaluate_client(client_id, instruction.server_round, instruction.tensors, personal)
+    scores = runtime.evaluate_client(client_id, instruction, personal)
     if scores is None:
         raise WireError("data", f"client {client_id} keeps no examples for evaluation")
     return wire.reply(instruction, None, evaluation_metrics(scores))

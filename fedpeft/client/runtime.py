@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -12,23 +11,41 @@ from typing import Any
 import numpy as np
 
 from fedpeft import config as cfg
-from fedpeft.client.examples import Examples, load_examples, say
+from fedpeft.client.examples import Examples
+from fedpeft.client.fitting import Fitted, fit, merged, parameters, payload_spec, put_away
+from fedpeft.client.measure import measure
+from fedpeft.client.pulls import pulls_of
 from fedpeft.client.state import PersonalState
 from fedpeft.client.trainer import TrainResult, TrainSettings, evaluate, train
-from fedpeft.core.errors import ConfigError
-from fedpeft.core.seeds import derive
+from fedpeft.core.errors import ConfigError, DataError
+from fedpeft.core.orders import Orders
+from fedpeft.core.ranks import RankPlan
+from fedpeft.core.seeds import derive, rng
 from fedpeft.core.tensors import specs
 from fedpeft.core.types import Tensors, TensorSpec
-from fedpeft.core.wire import Identity
+from fedpeft.core.wire import Identity, Instruction
 from fedpeft.data.holdout import client_split, num_test_rows
-from fedpeft.data.sources import resolve_model
 from fedpeft.data.table import count_by_name
-from fedpeft.device_profiles.flops import StepFlops, measure_step_flops
+from fedpeft.device_profiles.flops import StepFlops
 from fedpeft.methods.base import Method, Tunable, extract_tensors, load_tensors
-from fedpeft.methods.heads import head_parameters
+from fedpeft.methods.lora import LoRA
 from fedpeft.tasks.base import Scores
 from fedpeft.tasks.batches import evaluation_batches, shards, training_batches
-from fedpeft.tasks.models import hash_model, load_classifier, max_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What a client's round gave.
+
+    Attributes:
+        tensors: what goes back to the server.
+        result: loss, steps and costs of training.
+        metrics: what was measured besides.
+    """
+
+    tensors: Tensors
+    result: TrainResult
+    metrics: Mapping[str, float | list[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +62,8 @@ class Runtime:
         initial_head: the classification head before training, whatever becomes of it.
         identity: hashes of run, config and base model.
         dtype: dtype of the base and of the products.
-        train_flops: cost of a training step.
-        eval_flops: cost of a forward pass.
+        count_flops: counts a step at a LoRA rank (0 for the method's own) in which only the named shared tensors
+            train, or, without names, a forward pass.
         config: the plain config, for the seed and sizes.
         model_path: folder or hub id of the base model.
         allow: class-path prefixes that the config may name on this machine, None for any.
@@ -61,8 +78,7 @@ class Runtime:
     initial_head: Tensors
     identity: Identity
     dtype: str
-    train_flops: StepFlops
-    eval_flops: StepFlops
+    count_flops: Callable[[int, frozenset[str] | None], StepFlops]
     config: Mapping[str, Any]
     model_path: str
     allow: Sequence[str] | None = None
@@ -103,6 +119,21 @@ class Runtime:
         batches = evaluation_batches(data.eval_rows, data.eval_task.lengths(data.eval_rows), settings["batch_size"])
         return shards(batches, settings["shards"])
 
+    @cached_property
+    def step_flops(self) -> Callable[[int, frozenset[str] | None], StepFlops]:
+        """``count_flops``, each cost counted once."""
+        return lru_cache(maxsize=64)(self.count_flops)
+
+    @property
+    def train_flops(self) -> StepFlops:
+        """Cost of a training step of everything that the method trains."""
+        return self.step_flops(0, frozenset(self.initial))
+
+    @property
+    def eval_flops(self) -> StepFlops:
+        """Cost of a forward pass."""
+        return self.step_flops(0, None)
+
     def client_rows(self, client_id: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the task rows that a client trains on and those it keeps for its own evaluation."""
         return self._recent_rows(client_id)
@@ -112,19 +143,43 @@ class Runtime:
         held = int(self._sizes[client_id])
         return held - num_test_rows(held, self.config["task"]["client_test_fraction"])
 
-    def train(
-        self, client_id: int, server_round: int, tensors: Tensors, personal: PersonalState, keep_from: int
-    ) -> TrainResult:
-        """Train the adapter from ``tensors`` on a client's data; the result stays in ``tunable``."""
-        local = self._enter(tensors, personal, server_round)
+    def train(self, client_id: int, instruction: Instruction, personal: PersonalState, keep_from: int) -> Trained:
+        """Train on a client's data as the server says; what stays with the client is written to its own state.
+
+        Raises:
+            WireError: the server's orders cannot be followed here.
+        """
+        orders, server_round, payload = Orders.read(instruction.config), instruction.server_round, instruction.tensors
+        own = personal.load(server_round)
+        fitted = self._enter(payload, orders, own)
         rows, _ = self.client_rows(client_id)
-        seed = self._train_seed(client_id, server_round)
-        result = train(
-            self.tunable, self.examples.task, rows, self.settings, dtype=self.dtype, seed=seed, flops=self.train_flops
+        live = parameters(self.tunable, fitted.trained)
+        flops = self.step_flops(orders.rank, frozenset(fitted.trained))
+        common: dict[str, Any] = {"dtype": self.dtype}
+        with merged(self.tunable, payload):
+            source = rng(self.seed, "probe", server_round, client_id)
+            measured = measure(orders.probe, self.tunable, live, self.examples.task, rows, rng=source, **common)
+            result = TrainResult(loss=0.0, steps=0, flops=0.0, cpu_s=0.0)
+            if measured.tensors is None:
+                result = train(
+                    self.tunable,
+                    self.examples.task,
+                    rows,
+                    self.settings,
+                    seed=self._train_seed(client_id, server_round),
+                    flops=flops,
+                    parameters=live,
+                    pulls=pulls_of(orders, self.tunable.shared, fitted.trained, payload),
+                    **common,
+                )
+        after = {**extract_tensors(self.tunable.shared), **(measured.tensors or {})}
+        stays = {key: after[key] for key in fitted.kept} | extract_tensors(self.tunable.local)
+        stays |= put_away(payload, orders, own)
+        if stays:
+            personal.save(server_round, stays, keep_from)
+        return Trained(
+            tensors={key: after[key] for key in orders.returned(payload)}, result=result, metrics=measured.metrics
         )
-        if local:
-            personal.save(server_round, extract_tensors(self.tunable.local), keep_from)
-        return result
 
     def expected_tokens(self, client_id: int, kind: str, server_round: int) -> int:
         """Return how many tokens, padding included, a client will compute in a round; exact for training."""
@@ -145,90 +200,61 @@ class Runtime:
     def _train_seed(self, client_id: int, server_round: int) -> int:
         return derive(self.seed, "train", server_round, client_id) % 2**63
 
-    def evaluate_client(
-        self, client_id: int, server_round: int, tensors: Tensors, personal: PersonalState
-    ) -> Scores | None:
+    def evaluate_client(self, client_id: int, instruction: Instruction, personal: PersonalState) -> Scores | None:
         """Return the scores on a client's own held-out examples, None when it has none."""
         # A client evaluates after round r with what it kept from round r, hence the + 1.
-        self._enter(tensors, personal, server_round + 1)
+        own = personal.load(instruction.server_round + 1)
+        self._enter(instruction.tensors, Orders.read(instruction.config), own)
         _, rows = self.client_rows(client_id)
         if len(rows) == 0:
             return None
         batches = evaluation_batches(rows, self.examples.task.lengths(rows), self.config["evaluate"]["batch_size"])
-        return evaluate(self.tunable, self.examples.task, batches, dtype=self.dtype, flops=self.eval_flops)
+        with merged(self.tunable, instruction.tensors):
+            return evaluate(self.tunable, self.examples.task, batches, dtype=self.dtype, flops=self.eval_flops)
 
     def evaluate_shard(self, tensors: Tensors, shard: int) -> Scores:
-        """Return the scores of the global tensors on one part of the server's held-out examples."""
-        load_tensors(self.tunable.shared, tensors)
-        load_tensors(self.tunable.local, self.initial_local)
-        return evaluate(
-            self.tunable, self.examples.eval_task, self.eval_shards[shard], dtype=self.dtype, flops=self.eval_flops
-        )
+        """Return the scores of the global model on one part of the server's held-out examples.
 
-    def _enter(self, tensors: Tensors, personal: PersonalState, server_round: int) -> Tensors:
-        """Make the model this client's: shared tensors from the server, own ones from its last round."""
-        load_tensors(self.tunable.shared, tensors)
-        local = (
-            (personal.load(server_round, specs(self.initial_local)) or self.initial_local) if self.initial_local else {}
-        )
-        load_tensors(self.tunable.local, local)
-        return local
+        Args:
+            tensors: what ``FedPeft.model_tensors`` returns.
+            shard: number of the part.
+        """
+        self._enter(tensors, Orders(), {})
+        batches = self.eval_shards[shard]
+        with merged(self.tunable, tensors):
+            return evaluate(self.tunable, self.examples.eval_task, batches, dtype=self.dtype, flops=self.eval_flops)
 
+    def payload_spec(self, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorSpec]:
+        """Return what a message's tensors must look like, from its config and the shapes that it claims."""
+        return payload_spec(Orders.read(config), shapes, self.initial)
 
-@lru_cache(maxsize=1)
-def runtime_for(config_json: str, allow: tuple[str, ...] | None) -> Runtime:
-    """Return the runtime of a config, built on first use in this process; forked workers inherit their parent's.
+    @property
+    def ranks(self) -> RankPlan:
+        """Rank and scaling of the global model and of each device."""
+        method = self.method
+        if not isinstance(method, LoRA):
+            return RankPlan()
+        fleet = cfg.build(self.config["fleet"], self.allow)
+        classes = {device: fleet.profile(device).device_class for device in sorted(set(self.devices))}
+        if unknown := sorted(method.ranks.keys() - classes.keys() - set(classes.values())):
+            known = ", ".join(sorted({*classes, *classes.values()}))
+            raise ConfigError(f"method.ranks names {unknown[0]}, which no client is: the fleet has {known}")
+        by_device = {
+            device: method.ranks.get(device, method.ranks.get(kind, method.rank)) for device, kind in classes.items()
+        }
+        return RankPlan(rank=method.largest, default=method.rank, by_device=by_device, scaling_for=method.scaling_for)
 
-    Args:
-        config_json: the config as it travels.
-        allow: class-path prefixes that this machine's operator allows, None for any.
-    """
-    return build_runtime(json.loads(config_json), allow)
-
-
-def build_runtime(config: cfg.Config, allow: Sequence[str] | None = None) -> Runtime:
-    """Load model and data, attach the method, split the data.
-
-    Raises:
-        ConfigError, DataError: the config cannot be run on this machine.
-    """
-    import torch
-
-    torch.set_num_threads(1)
-    method: Method = cfg.build(config["method"], allow)
-    settings = TrainSettings(**config["client"])
-    model_config = config["model"]
-    path = resolve_model(model_config["path"], model_config["revision"], progress=say)
-    examples = load_examples(config, path, allow)
-    model = load_classifier(
-        path,
-        num_labels=len(examples.label_names),
-        dtype=model_config["dtype"],
-        dropout=model_config["dropout"],
-        seed=derive(config["seed"], "head") % 2**63,
-        revision=model_config["revision"],
-    )
-    _check_lengths(model, examples)
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = examples.task.pad_id
-    identity = Identity(run_id=str(config["run_id"]), config_hash=cfg.config_hash(config), model_hash=hash_model(model))
-    tunable = _attach(method, model, config)
-    return Runtime(
-        tunable=tunable,
-        method=method,
-        examples=examples,
-        settings=settings,
-        initial=extract_tensors(tunable.shared),
-        initial_local=extract_tensors(tunable.local),
-        initial_head=extract_tensors(head_parameters(tunable.model)),
-        identity=identity,
-        dtype=model_config["dtype"],
-        train_flops=measure_step_flops(lambda: _meta_model(method, model, config["head"])),
-        eval_flops=measure_step_flops(lambda: _meta_model(method, model, config["head"]), forward_only=True),
-        config=config,
-        model_path=path,
-        allow=allow,
-    )
+    def _enter(self, payload: Tensors, orders: Orders, own: Tensors) -> Fitted:
+        """Make the model this client's: tensors from the server, its own ones from its last round."""
+        fitted = fit(self.tunable, payload, orders, self.initial, own)
+        for key, start in self.initial_local.items():
+            if own and (key not in own or own[key].shape != start.shape):
+                raise DataError(
+                    f"this client's own state lacks {key}, or has it for another model (remove its folder to start "
+                    "anew)"
+                )
+        load_tensors(self.tunable.local, {key: own.get(key, start) for key, start in self.initial_local.items()})
+        return fitted
 
 
 def describe_data(runtime: Runtime, most: int = 200) -> dict[str, Any]:
@@ -258,33 +284,3 @@ def personal_state(config: Mapping[str, Any], client_id: int, folder: str | None
     """Return where a client keeps its own tensors: ``folder``, else in the run directory."""
     root = Path(folder) if folder else Path(config["run_dir"]) / "checkpoints" / "clients"
     return PersonalState(root / f"client-{client_id:06d}")
-
-
-def _check_lengths(model: Any, examples: Examples) -> None:
-    longest = max(int(task.lengths(np.arange(len(task.labels))).max()) for task in (examples.task, examples.eval_task))
-    most = max_tokens(model)
-    if most is not None and longest > most:
-        raise ConfigError(
-            f"model.max_length must be at most {most}, the positions that {type(model).__name__} has: "
-            f"a text has {longest} tokens"
-        )
-
-
-def _attach(method: Method, model: Any, config: cfg.Config) -> Tunable:
-    import torch
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(config["seed"], "adapter") % 2**63)
-        tunable = method.attach(model, config["head"])
-    if not tunable.shared:
-        raise ConfigError(
-            "nothing would travel: the method trains no tensor and the head is not shared (set head=share)"
-        )
-    return tunable
-
-
-def _meta_model(method: Method, model: Any, head: str) -> Any:
-    from transformers import AutoModelForSequenceClassification
-
-    twin = AutoModelForSequenceClassification.from_config(model.config, attn_implementation="eager")
-    return method.attach(twin, head).model

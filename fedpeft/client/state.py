@@ -7,8 +7,7 @@ import re
 from pathlib import Path
 
 from fedpeft.core.errors import DataError
-from fedpeft.core.tensors import specs
-from fedpeft.core.types import Tensors, TensorSpec
+from fedpeft.core.types import Tensors
 
 _NAME = re.compile(r"round-(\d+)\.safetensors")
 
@@ -26,28 +25,25 @@ class PersonalState:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def load(self, before_round: int, spec: dict[str, TensorSpec]) -> Tensors | None:
-        """Return the newest state from before a round, None when the client has not trained before.
+    def load(self, before_round: int) -> Tensors:
+        """Return the newest state from before a round, {} when the client has not trained before.
 
         Raises:
-            DataError: the file is damaged or belongs to another model.
+            DataError: the file is damaged.
         """
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
         rounds = [r for r in self._rounds() if r < before_round]
         if not rounds:
-            return None
+            return {}
         path = self._path(max(rounds))
         try:
-            tensors = load_file(path)
+            return load_file(path)
         except (OSError, SafetensorError) as error:
             raise DataError(
                 f"{path} cannot be read: {error} (remove it to start this client's own part anew)"
             ) from error
-        if specs(tensors) != spec:
-            raise DataError(f"{path} belongs to another model or head (remove it to start this client's own part anew)")
-        return tensors
 
     def save(self, server_round: int, tensors: Tensors, keep_from: int) -> None:
         """Write the state after a round; states older than the newest one up to ``keep_from`` are removed.

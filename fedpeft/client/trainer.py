@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedpeft.client.pulls import Pulls
 from fedpeft.core.errors import ConfigError
 from fedpeft.device_profiles.flops import StepFlops
 from fedpeft.methods.base import Tunable
@@ -92,18 +93,41 @@ def autocast(dtype: str) -> AbstractContextManager[object]:
 
 
 def train(
-    tunable: Tunable, task: Task, rows: np.ndarray, settings: TrainSettings, *, dtype: str, seed: int, flops: StepFlops
+    tunable: Tunable,
+    task: Task,
+    rows: np.ndarray,
+    settings: TrainSettings,
+    *,
+    dtype: str,
+    seed: int,
+    flops: StepFlops,
+    parameters: list[torch.Tensor] | None = None,
+    pulls: Pulls | None = None,
 ) -> TrainResult:
     """Train the adapter in place on ``rows``.
 
     The loss of a step is the mean of the per-example losses. Batches and dropout depend on ``seed`` alone.
+
+    Args:
+        tunable: the model with its live tensors.
+        task: batches and losses.
+        rows: rows of the task to train on.
+        settings: steps, batch size, optimiser.
+        dtype: dtype of the products.
+        seed: seeds batches and dropout.
+        flops: cost of a step.
+        parameters: what the optimiser updates, None for everything that the method trains.
+        pulls: what else pulls on the gradients.
     """
     import torch
+
+    pulls = pulls or Pulls()
+    parameters = tunable.trainable if parameters is None else parameters
 
     started = time.process_time()
     rng = np.random.Generator(np.random.PCG64(seed))
     torch.manual_seed(seed)
-    optimizer = _optimizer(tunable.trainable, settings)
+    optimizer = _optimizer(parameters, settings)
     num_steps = settings.steps(len(rows))
     tunable.model.train()
     total_loss, total_flops = 0.0, 0.0
@@ -111,9 +135,11 @@ def train(
         batch = task.collate(batch_rows)
         with autocast(dtype):
             loss = task.per_example_loss(tunable.model, batch).mean()
-        loss.backward()
+        (loss + pulls.loss()).backward()  # type: ignore[no-untyped-call]
+        pulls.before_clipping()
         if settings.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(tunable.trainable, settings.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+        pulls.after_clipping()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         total_loss += float(loss.detach())

@@ -60,7 +60,7 @@ def trim(x: np.ndarray, density: float) -> np.ndarray:
     """
     if not 0 < density <= 1:
         raise ConfigError(f"density must be in (0, 1], got {density}")
-    # As 0.55 * 20 is 11.000000000000002 in floating point.
+    # 0.14 * 50 is 7.000000000000001 in floating point.
     keep = math.ceil(density * x.size - 1e-9)
     if keep >= x.size:
         return x.copy()
@@ -103,7 +103,8 @@ def ties(changes: Sequence[np.ndarray], weights: Sequence[float], density: float
     signs = np.sign(elected)
     mean, total = np.zeros(signs.shape), np.zeros(signs.shape)
     for weight, one in zip(weights, trimmed, strict=True):
-        agrees = (np.sign(one) == signs) & (signs != 0)
+        # Where no sign is elected, those that agree are the zeros.
+        agrees = np.sign(one) == signs
         total[agrees] += weight
         # A running mean: equal values move it by exactly nothing.
         mean[agrees] += (weight / total[agrees]) * (one[agrees] - mean[agrees])

@@ -11,7 +11,16 @@ from fedpeft.core.errors import WireError
 from fedpeft.core.wire import MAX_METRIC, NUM_EXAMPLES
 
 TRAIN_METRICS = frozenset(
-    {NUM_EXAMPLES, "train-loss", "train-cpu-s", "train-flops", "train-steps", "adapter-bytes", "head-bytes", "layer-share"}
+    {
+        NUM_EXAMPLES,
+        "train-loss",
+        "train-cpu-s",
+        "train-flops",
+        "train-steps",
+        "adapter-bytes",
+        "head-bytes",
+        "layer-share",
+    }
 )
 EVALUATE_METRICS = frozenset({NUM_EXAMPLES, "eval-loss", "eval-accuracy", "eval-cpu-s", "eval-flops", "eval-steps"})
 GROUP_METRICS = frozenset({"group-correct", "group-count"})

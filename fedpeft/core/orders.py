@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 from fedpeft.core.errors import WireError
 
@@ -93,7 +94,7 @@ def matches(key: str, names: Iterable[str]) -> bool:
     return EVERYTHING in wanted or not wanted.isdisjoint(key.split("."))
 
 
-def _read(name: str, value: object) -> object:
+def _read(name: str, value: object) -> Any:
     if name in ("rank", "tail_rank"):
         if type(value) is not int or not 0 <= value <= MAX_RANK:
             raise WireError("orders", f"{name} must be a whole number in 0..{MAX_RANK}, got {value!r}")

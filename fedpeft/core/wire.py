@@ -171,9 +171,7 @@ def round_of(content: RecordDict) -> int:
     return next((int(r) for r in rounds if isinstance(r, int)), 0)
 
 
-def read_instruction(
-    content: RecordDict, spec: Mapping[str, TensorSpec] | SpecFor, *, max_bytes: int
-) -> Instruction:
+def read_instruction(content: RecordDict, spec: Mapping[str, TensorSpec] | SpecFor, *, max_bytes: int) -> Instruction:
     """Check what the server sent, with the same rules the server applies to clients.
 
     Stock Flower strategies send no identity; then its fields read ``none``. Some of them (FedAdam) turn float32 into

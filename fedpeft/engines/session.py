@@ -17,6 +17,7 @@ from fedpeft.client.runtime import Runtime
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.events import Observer, RunFinished, tell
 from fedpeft.core.types import Tensors
+from fedpeft.server.app import model_of
 from fedpeft.server.checkpoint import Checkpoint, load_checkpoint
 from fedpeft.server.evaluate import ShardMap
 from fedpeft.server.files import write_json
@@ -107,7 +108,7 @@ def close_session(session: Session, status: str) -> dict[str, Any]:
     if newest is not None:
         base = runtime.model_path if not Path(runtime.model_path).exists() else os.path.abspath(runtime.model_path)
         # A head that never travelled is saved as it began: with another one the adapter would mean something else.
-        tensors = {**runtime.initial_head, **newest.tensors}
+        tensors = {**runtime.initial_head, **model_of(runtime.config, newest)}
         runtime.method.save(tensors, run_dir / "adapter", base_model=base, head_keys=frozenset(runtime.initial_head))
     summary = session.record.write_summary(status)
     tell(session.observers, RunFinished(summary=summary))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -28,6 +28,10 @@ CORE = "core"
 """Trait: a small matrix R between fixed factors trains, change = B R A (LoRA-SB)."""
 
 
+def _leave(scaling: float, sent: frozenset[str]) -> None:
+    """Methods that nothing changes from round to round do nothing."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tunable:
     """A frozen model with its trainable tensors, live: writing to them changes the model.
@@ -38,6 +42,8 @@ class Tunable:
         local: what trains but stays on the client (a ``local`` head).
         head_keys: names of the classification head among ``shared`` and ``local``.
         rank: LoRA rank, None for methods without one.
+        configure: called when shared tensors were loaded, with the scaling of their product (0 for the method's own at
+            this rank) and the names of those that the server sent.
     """
 
     model: nn.Module
@@ -45,6 +51,7 @@ class Tunable:
     local: Mapping[str, torch.Tensor]
     head_keys: frozenset[str]
     rank: int | None
+    configure: Callable[[float, frozenset[str]], None] = _leave
 
     @property
     def trainable(self) -> list[torch.Tensor]:
@@ -90,13 +97,17 @@ class Method(Protocol):
 
 
 def load_tensors(live: Mapping[str, torch.Tensor], tensors: Mapping[str, np.ndarray]) -> None:
-    """Copy arrays into live tensors of the same names and shapes."""
+    """Copy arrays into live tensors of the same names; LoRA factors take the rank of what comes."""
     import torch
 
     with torch.no_grad():
         for key, target in live.items():
             # Wire arrays are read-only views of a message, which torch warns about even where it only reads.
-            target.copy_(torch.from_numpy(np.array(tensors[key])))
+            value = torch.from_numpy(np.array(tensors[key]))
+            if value.shape == target.shape:
+                target.copy_(value)
+            else:
+                target.data = value.to(target.device, target.dtype)
 
 
 def extract_tensors(live: Mapping[str, torch.Tensor]) -> Tensors:

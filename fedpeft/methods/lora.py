@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fedpeft.core.errors import ConfigError
+from fedpeft.core.orders import MERGE
+from fedpeft.core.pairs import lora_pairs, pad_rank
 from fedpeft.core.types import Tensors
 from fedpeft.methods.base import FACTORS, RANKS, Tunable
 from fedpeft.methods.inject import attach_config
@@ -38,6 +43,8 @@ class LoRA:
 
     Args:
         rank: rank of the update, 1..1024.
+        ranks: rank by device profile or device class, for clients that differ from ``rank``; the global model has the
+            largest of all.
         alpha: numerator of the scaling, positive.
         dropout: dropout on the adapter's input, in [0, 1).
         target_modules: names of the linear modules to adapt, None for HF peft's choice for the architecture.
@@ -53,6 +60,7 @@ class LoRA:
     """
 
     rank: int = 8
+    ranks: Mapping[str, int] = field(default_factory=dict)
     alpha: float = 16
     dropout: float = 0.0
     target_modules: Sequence[str] | None = None
@@ -61,8 +69,12 @@ class LoRA:
 
     def __post_init__(self) -> None:
         problems = []
-        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or not 1 <= self.rank <= MAX_RANK:
-            problems.append(f"rank must be in 1..{MAX_RANK}, got {self.rank} (set method.rank)")
+        for setting, rank in {
+            "rank": self.rank,
+            **{f"ranks.{name}": rank for name, rank in self.ranks.items()},
+        }.items():
+            if type(rank) is not int or not 1 <= rank <= MAX_RANK:
+                problems.append(f"{setting} must be in 1..{MAX_RANK}, got {rank} (set method.{setting})")
         if not (_is_number(self.alpha) and 0 < self.alpha < math.inf):
             problems.append(f"alpha must be positive, got {self.alpha!r} (set method.alpha)")
         if not (_is_number(self.dropout) and 0 <= self.dropout < 1):
@@ -86,9 +98,14 @@ class LoRA:
         return frozenset() if self.dora else frozenset({FACTORS, RANKS})
 
     @property
+    def largest(self) -> int:
+        """The global model's rank: the largest of all."""
+        return max(self.rank, *self.ranks.values()) if self.ranks else self.rank
+
+    @property
     def scaling(self) -> float:
-        """What the product B A is multiplied by."""
-        return self.scaling_for(self.rank)
+        """What the product B A of the global model is multiplied by."""
+        return self.scaling_for(self.largest)
 
     def scaling_for(self, rank: int) -> float:
         """Return what the product B A of factors of another rank is multiplied by.
@@ -99,18 +116,22 @@ class LoRA:
 
     def attach(self, model: nn.Module, head: str) -> Tunable:
         """Insert factors beside the target modules; see ``Method.attach``."""
-        return attach_config(self._config(model), model, head, rank=self.rank)
+        tunable = attach_config(self._config(model), model, head, rank=self.largest)
+        return replace(tunable, configure=partial(_set_scaling, model, self.scaling))
 
     def save(self, tensors: Tensors, folder: Path, *, base_model: str, head_keys: frozenset[str]) -> None:
         """Write ``adapter_config.json`` and ``adapter_model.safetensors``; see ``Method.save``."""
         config = self._config(skeleton(base_model, head_keys))
-        write_adapter(config, tensors, folder, base_model=base_model, head_keys=head_keys)
+        joined, config.r = join_merged(tensors, self.scaling, self.largest)
+        # The scaling stays what it was at the larger rank that merged factors make.
+        config.lora_alpha = self.scaling * (math.sqrt(config.r) if self.rslora else config.r)
+        write_adapter(config, joined, folder, base_model=base_model, head_keys=head_keys)
 
     def _config(self, model: nn.Module) -> Any:
         from peft import LoraConfig
 
         config = LoraConfig(
-            r=self.rank,
+            r=self.largest,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
             use_rslora=self.rslora,
@@ -123,10 +144,43 @@ class LoRA:
     def _check_rank(self, model: nn.Module, targets: Sequence[str]) -> None:
         names = {target.split(".")[-1] for target in targets}
         sizes = [
-            min(module.weight.shape) for name, module in linear_modules(model).items() if name.split(".")[-1] in names
+            # A weight in 4 bits is a column of codes; what it stands for knows its own shape.
+            min(getattr(module.weight, "quant_state", module.weight).shape)
+            for name, module in linear_modules(model).items()
+            if name.split(".")[-1] in names
         ]
-        if sizes and self.rank > min(sizes):
-            raise ConfigError(f"rank {self.rank} is above the smallest target's size {min(sizes)} (set method.rank)")
+        if sizes and self.largest > min(sizes):
+            raise ConfigError(f"rank {self.largest} is above the smallest target's size {min(sizes)} (set method.rank)")
+
+
+def join_merged(tensors: Tensors, scaling: float, rank: int) -> tuple[Tensors, int]:
+    """Return factors with the ``merge.`` factors beside them joined in, all at one rank, and that rank.
+
+        scaling [B, B_m / scaling] [A; A_m] = scaling B A + B_m A_m
+
+    Args:
+        tensors: LoRA factors, ``merge.`` factors and whatever else, e.g. a head.
+        scaling: what the products of the unmerged factors are multiplied by.
+        rank: rank of the unmerged factors.
+    """
+    own = {key: value for key, value in tensors.items() if not key.startswith(MERGE)}
+    extra = {key.removeprefix(MERGE): value for key, value in tensors.items() if key.startswith(MERGE)}
+    pairs = lora_pairs(extra)
+    largest = rank + max((extra[pair.a].shape[0] for pair in pairs), default=0)
+    for pair in lora_pairs(own) if pairs else ():
+        a, b = own[pair.a], own[pair.b]
+        if pair in pairs:
+            a = np.concatenate([a, extra[pair.a]])
+            b = np.concatenate([b, extra[pair.b] / np.float32(scaling)], axis=1)
+        own[pair.a], own[pair.b] = pad_rank(a, b, largest)
+    return own, largest
+
+
+def _set_scaling(model: nn.Module, own: float, scaling: float, sent: frozenset[str]) -> None:
+    """Give every adapted module the scaling of the factors that were loaded, 0 for the method's own."""
+    for module in model.modules():
+        if hasattr(module, "lora_A") and "default" in module.scaling:
+            module.scaling["default"] = scaling or own
 
 
 def _is_number(value: object) -> bool:

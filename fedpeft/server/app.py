@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from flwr.app import Context
@@ -16,7 +17,7 @@ from fedpeft.core.errors import CheckpointError, ConfigError
 from fedpeft.core.events import RunStarted, tell
 from fedpeft.core.guard import UpdateGuard
 from fedpeft.core.tensors import specs
-from fedpeft.core.types import Cost, Work
+from fedpeft.core.types import Cost, Tensors, Work
 from fedpeft.selection.uniform import Uniform
 from fedpeft.server.checkpoint import Checkpoint
 from fedpeft.server.grid import ClockedGrid
@@ -99,12 +100,22 @@ def serve(grid: Grid, session: Session) -> None:
     if isinstance(strategy, FedPeft):
         strategy.roster, strategy.identity = roster, runtime.identity
         strategy.observers = session.observers
+        strategy.view = replace(strategy.view, ranks=runtime.ranks)
         first = start.server_round + 1
         strategy.start(
             clocked, initial, **common, evaluate_fn=rounds.evaluate, first_round=first, on_round_end=rounds.save
         )
     else:
         strategy.start(clocked, initial, **common, evaluate_fn=rounds.evaluate_and_save)
+
+
+def model_of(config: Mapping[str, Any], checkpoint: Checkpoint) -> Tensors:
+    """Return the tensors of the model that a checkpoint stands for, as its strategy sees it."""
+    strategy = build_strategy(config)
+    if not isinstance(strategy, FedPeft):
+        return dict(checkpoint.tensors)
+    strategy.load_state(checkpoint.state)
+    return strategy.model_tensors(dict(checkpoint.tensors))
 
 
 def predictor(profiles: Mapping[str, Any]) -> Callable[[str, Work], Cost]:

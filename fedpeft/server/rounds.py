@@ -66,8 +66,9 @@ class Rounds:
     def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Evaluate the global tensors and put the round on record; round 0 is the model before training."""
         session = self._session
+        tensors = self._tensors(arrays)
         metrics, cpu_s = evaluate_global(
-            self._tensors(arrays),
+            self._strategy.model_tensors(tensors) if isinstance(self._strategy, FedPeft) else tensors,
             num_shards=len(session.runtime.eval_shards),
             shard_map=session.shard_map,
             group_names=session.runtime.examples.group_names,

@@ -15,7 +15,8 @@ from flwr.clientapp import ClientApp
 from fedpeft import config as cfg
 from fedpeft.cli.launch import new_config
 from fedpeft.client.app import build_app
-from fedpeft.client.runtime import Runtime, runtime_for
+from fedpeft.client.building import runtime_for
+from fedpeft.client.runtime import Runtime
 from fedpeft.client.trainer import TrainResult, train
 from fedpeft.core import wire
 from fedpeft.core.guard import Expectation, UpdateGuard
@@ -63,7 +64,7 @@ class Client:
         identity: wire.Identity | None = None,
         **config: Any,
     ) -> RecordDict:
-        record = wire.encode(tensors or self.runtime.initial)
+        record = wire.encode(self.runtime.initial if tensors is None else tensors)
         return wire.instruction(record, server_round, identity or self.runtime.identity, config)
 
     def train(self, client_id: int = 0, server_round: int = 1, **config: Any) -> Message:
@@ -122,7 +123,7 @@ def test_a_good_reply_passes_the_guard(client: Client) -> None:
     assert verdict.rejected == []
     update = verdict.accepted[0]
     assert update.num_examples == len(client.runtime.client_rows(3)[0])
-    assert set(update.metrics) == TRAIN_METRICS
+    assert set(update.metrics) == TRAIN_METRICS - {"layer-share"}
     assert dict(reply.content.config_records[wire.ECHO]) == {"server-round": 1, **asdict(client.runtime.identity)}
     assert all(not np.array_equal(update.tensors[key], value) for key, value in client.runtime.initial.items())
 
@@ -183,12 +184,18 @@ def other(tensors: Tensors, key: str, value: np.ndarray) -> Tensors:
 
 
 BIAS = "base_model.model.classifier.bias"
+A_KEY = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.weight"
 BAD_TENSORS = {
     "shape": lambda t: other(t, BIAS, np.zeros(1, np.float32)),
     "dtype": lambda t: other(t, BIAS, t[BIAS].astype(np.float64)),
     "finite": lambda t: other(t, BIAS, np.float32([0, np.nan])),
-    "keys: missing [], unexpected ['more']": lambda t: other(t, "more", np.zeros(1, np.float32)),
-    "keys: missing ['base_model.model.classifier.bias']": lambda t: {k: v for k, v in t.items() if k != BIAS},
+    "keys: unexpected 'more'": lambda t: other(t, "more", np.zeros(1, np.float32)),
+    "keys: unexpected 'control.more'": lambda t: other(t, "control.more", np.zeros(1, np.float32)),
+    "keys: every module needs both lora_A and lora_B": lambda t: other(
+        t, f"merge.{A_KEY}", np.zeros((5, 32), np.float32)
+    ),
+    "shape: merge.": lambda t: other(t, f"merge.{A_KEY}", np.zeros((5, 31), np.float32)),
+    "keys: no tensor": lambda t: {},
 }
 
 

@@ -11,7 +11,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from fedpeft.cli.launch import launch
-from fedpeft.client.runtime import build_runtime, personal_state
+from fedpeft.client.building import build_runtime
+from fedpeft.client.runtime import personal_state
+from fedpeft.core.wire import Instruction
 
 Make = Callable[..., dict[str, Any]]
 
@@ -95,7 +97,7 @@ def test_the_saved_adapter_has_the_accuracy_that_the_run_reports(toy_config: Mak
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
 
-    from fedpeft.client.runtime import load_examples
+    from fedpeft.client.examples import load_examples
 
     config = toy_config("rounds=6", "client.local_steps=12")
     run_dir = run(config)
@@ -167,6 +169,7 @@ def test_the_longest_work_is_foretold_exactly(toy_config: Make) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(runtime.examples.task), "collate", count)
-        runtime.train(2, 3, runtime.initial, personal_state(runtime.config, 2), 0)
+        instruction = Instruction(tensors=runtime.initial, server_round=3, identity=runtime.identity, config={})
+        runtime.train(2, instruction, personal_state(runtime.config, 2), 0)
     assert len(seen) == 5
     assert runtime.expected_tokens(2, "train", 3) == sum(seen)

@@ -15,7 +15,8 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedpeft import config as cfg
 from fedpeft.cli.launch import new_config
 from fedpeft.client.app import build_app
-from fedpeft.client.runtime import Runtime, runtime_for
+from fedpeft.client.building import runtime_for
+from fedpeft.client.runtime import Runtime
 from fedpeft.core import wire
 from fedpeft.core.events import ClientReplied, Event
 from fedpeft.core.tensors import all_finite

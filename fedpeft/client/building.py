@@ -1,0 +1,127 @@
+"""Building a runtime from the config: model, method, data, and what a step costs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+
+from fedpeft import config as cfg
+from fedpeft.client.examples import Examples, load_examples, say
+from fedpeft.client.runtime import Runtime
+from fedpeft.client.trainer import TrainSettings
+from fedpeft.core.errors import ConfigError
+from fedpeft.core.seeds import derive
+from fedpeft.core.wire import Identity
+from fedpeft.data.sources import resolve_model
+from fedpeft.device_profiles.flops import StepFlops, measure_step_flops
+from fedpeft.methods.base import Method, Tunable, extract_tensors
+from fedpeft.methods.heads import head_parameters
+from fedpeft.methods.lora import LoRA
+from fedpeft.tasks.models import empty_twin, hash_model, load_causal_lm, load_classifier, max_tokens
+
+
+@lru_cache(maxsize=1)
+def runtime_for(config_json: str, allow: tuple[str, ...] | None) -> Runtime:
+    """Return the runtime of a config, built on first use in this process; forked workers inherit their parent's.
+
+    Args:
+        config_json: the config as it travels.
+        allow: class-path prefixes that this machine's operator allows, None for any.
+    """
+    return build_runtime(json.loads(config_json), allow)
+
+
+def build_runtime(config: cfg.Config, allow: Sequence[str] | None = None) -> Runtime:
+    """Load model and data, attach the method, split the data.
+
+    Raises:
+        ConfigError, DataError: the config cannot be run on this machine.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    method: Method = cfg.build(config["method"], allow)
+    settings = TrainSettings(**config["client"])
+    model_config = config["model"]
+    path = resolve_model(model_config["path"], model_config["revision"], progress=say)
+    examples = load_examples(config, path, allow)
+    model = _load_model(config, path, len(examples.label_names))
+    _check_lengths(model, examples)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = examples.task.pad_id
+    identity = Identity(run_id=str(config["run_id"]), config_hash=cfg.config_hash(config), model_hash=hash_model(model))
+    tunable = _attach(method, model, config)
+    return Runtime(
+        tunable=tunable,
+        method=method,
+        examples=examples,
+        settings=settings,
+        initial=extract_tensors(tunable.shared),
+        initial_local=extract_tensors(tunable.local),
+        initial_head=extract_tensors(head_parameters(tunable.model)),
+        identity=identity,
+        dtype=model_config["dtype"],
+        count_flops=partial(
+            _count_flops, method, partial(empty_twin, model.config, config["task"]["kind"]), config["head"]
+        ),
+        config=config,
+        model_path=path,
+        allow=allow,
+    )
+
+
+def _load_model(config: cfg.Config, path: str, num_labels: int) -> Any:
+    settings = config["model"]
+    common: dict[str, Any] = {
+        "dtype": settings["dtype"],
+        "dropout": settings["dropout"],
+        "seed": derive(config["seed"], "head") % 2**63,
+        "revision": settings["revision"],
+    }
+    if config["task"]["kind"] == "causal_lm":
+        return load_causal_lm(path, **common)
+    return load_classifier(path, num_labels=num_labels, **common)
+
+
+def _check_lengths(model: Any, examples: Examples) -> None:
+    longest = max(int(task.lengths(np.arange(len(task.labels))).max()) for task in (examples.task, examples.eval_task))
+    most = max_tokens(model)
+    if most is not None and longest > most:
+        raise ConfigError(
+            f"model.max_length must be at most {most}, the positions that {type(model).__name__} has: "
+            f"a text has {longest} tokens"
+        )
+
+
+def _attach(method: Method, model: Any, config: cfg.Config) -> Tunable:
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(config["seed"], "adapter") % 2**63)
+        tunable = method.attach(model, config["head"])
+    if not tunable.shared:
+        raise ConfigError(
+            "nothing would travel: the method trains no tensor and the head is not shared (set head=share)"
+        )
+    return tunable
+
+
+def _count_flops(
+    method: Method, build_base: Callable[[], Any], head: str, rank: int, trained: frozenset[str] | None
+) -> StepFlops:
+    """Count a step in which the named shared tensors train, or a forward pass where there are no names."""
+    at_rank = replace(method, rank=rank, ranks={}) if rank and isinstance(method, LoRA) else method
+
+    def build() -> Any:
+        tunable = at_rank.attach(build_base(), head)
+        for key, value in tunable.shared.items():
+            value.requires_grad_(trained is not None and key in trained)
+        tunable.configure(0.0, trained or frozenset())
+        return tunable.model
+
+    return measure_step_flops(build, forward_only=trained is None)
