@@ -117,9 +117,10 @@ def test_compression_keeps_the_change(m: int, n: int, ranks: tuple[int, ...]) ->
     assert_close(dense(small), dense(f))
 
 
-def test_compression_keeps_what_is_small_but_there() -> None:
+@pytest.mark.parametrize("scale", [1e-6, 1, 1e6])
+def test_compression_keeps_what_is_small_but_there(scale: float) -> None:
     """1e-9 of the largest stays at the default tolerance and goes at 1e-8; at 0 nothing that is not zero goes."""
-    f = Factors(b=np.diag([1.0, 1e-9, 1e-14]), a=np.eye(3))
+    f = Factors(b=scale * np.diag([1.0, 1e-9, 1e-14]), a=np.eye(3))
     assert [compress(f, tolerance).rank for tolerance in (1e-8, 1e-12, 0)] == [1, 2, 3]
 
 
