@@ -35,7 +35,7 @@ def main() -> None:
         options.dense_repeats,
     )
     expected, got = (Factors(b=b, a=a) for a, b in (dense, ours))
-    print("| size | clients | rank | dense SVD, s | stacked factors, s | times faster | relative difference |")
+    print("| size | clients | rank | dense SVD, CPU s | stacked factors, CPU s | times faster | relative difference |")
     print("|---|---|---|---|---|---|---|")
     print(
         f"| {options.size} x {options.size} | {options.clients} | {options.rank} | {dense_s:.2f} | {ours_s:.3f} "

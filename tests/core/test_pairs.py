@@ -15,6 +15,8 @@ def test_pairs_are_found_by_name_in_sorted_order() -> None:
         Pair(module="b.y", a="b.y.lora_A.weight", b="b.y.lora_B.weight"),
     )
     assert lora_pairs(keys) == lora_pairs(reversed(keys)) == lora_pairs(iter(keys)) == pairs
+    many = [f"{i}.lora_{side}.weight" for i in range(9) for side in "AB"]
+    assert [pair.module for pair in lora_pairs(many)] == list("012345678")
     assert lora_pairs(["head.weight", "x.lora_A.bias", "x.lora_embedding_B"]) == lora_pairs([]) == ()
 
 
