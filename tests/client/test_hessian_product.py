@@ -55,6 +55,7 @@ def test_hessian_of_logistic_regression_by_hand() -> None:
 
 def test_a_loss_without_curvature_has_a_zero_hessian() -> None:
     x, unused = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
+    assert not hessian_product(lambda: 2 * x.sum(), [x])(np.ones(3)).any()
     assert not hessian_product(lambda: 2 * x.sum(), [x, unused])(np.ones(5)).any()
     assert not hessian_product(lambda: (x**2).sum(), [unused])(np.ones(2)).any()
 
