@@ -79,6 +79,20 @@ def quantise(
     if not counts[1]:
         raise ConfigError(f"{path} has no linear layers to store in {bits} bits")
     say(f"writing {folder}")
+    _write(model, tokenizer, folder)
+    return Quantised(
+        folder=folder,
+        kind=KINDS[bits],
+        stored_bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+        float_bytes=counts[0] * model.dtype.itemsize,
+        parameters=counts[0],
+        quantised_parameters=counts[1],
+        dtype=str(model.dtype).removeprefix("torch."),
+    )
+
+
+def _write(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write beside the folder, then rename: it is there whole or not at all."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"))
@@ -90,21 +104,18 @@ def quantise(
                 # safetensors writes files that only their owner may read.
                 file.chmod((fresh / "config.json").stat().st_mode)
             if folder.exists():
+                # A folder cannot be renamed over another one, so the old one steps aside first.
                 folder.rename(scratch / "old")
-            fresh.rename(folder)
+            try:
+                fresh.rename(folder)
+            except OSError:
+                if (scratch / "old").exists():
+                    (scratch / "old").rename(folder)
+                raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
         raise DataError(f"cannot write {folder}: {error.strerror or error} (choose another with --out)") from error
-    return Quantised(
-        folder=folder,
-        kind=KINDS[bits],
-        stored_bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
-        float_bytes=counts[0] * model.dtype.itemsize,
-        parameters=counts[0],
-        quantised_parameters=counts[1],
-        dtype=str(model.dtype).removeprefix("torch."),
-    )
 
 
 def _check(folder: Path, bits: int, dtype: str | None, force: bool) -> None:
