@@ -56,8 +56,8 @@ def measure_step_flops(build_model: Callable[[], torch.nn.Module], *, forward_on
     Args:
         build_model: returns the model ready to train, with frozen base and trainable adapters. It is called under
             ``torch.device("meta")`` and must build from a config with ``attn_implementation="eager"``: torch does not
-            count its fused attention. The model is called with ``input_ids`` (B, S) alone, which is a batch without
-            padding, and returns an object with ``logits``.
+            count its fused attention. The model is called with ``input_ids`` (B, S) and ``attention_mask``
+            (B, 1, S, S), which methods with virtual tokens must lengthen, and returns an object with ``logits``.
         forward_only: count an evaluation instead, in which nothing has a gradient.
 
     Raises:
@@ -122,11 +122,12 @@ def _count(model: torch.nn.Module, batch_size: int, seq_len: int, *, forward_onl
 
     with torch.device("meta"):
         input_ids = torch.zeros(batch_size, seq_len, dtype=torch.long)
+        # Without a mask or with a 2-D one transformers reads values, which meta tensors do not have; a 4-D one is taken
+        # as it is.
+        attention_mask = torch.zeros(batch_size, 1, seq_len, seq_len)
     model.zero_grad(set_to_none=True)
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(not forward_only):
-        # A 2-D mask would make transformers read its values, which meta tensors do not have, and methods that put
-        # virtual tokens before the text cannot lengthen a 4-D one.
-        loss = model(input_ids=input_ids).logits.float().sum()
+        loss = model(input_ids=input_ids, attention_mask=attention_mask).logits.float().sum()
         if not forward_only:
             loss.backward()
     return int(counter.get_total_flops())

@@ -70,7 +70,8 @@ class AdaLoRA:
 
     def attach(self, model: nn.Module, head: str) -> Tunable:
         """Insert the three factors beside the target modules; see ``Method.attach``."""
-        tunable = attach_config(self._config(model), model, head, rank=self.rank)
+        # HF peft divides by a number that it keeps as a parameter, the rank, and on a bfloat16 base lets it train.
+        tunable = attach_config(self._config(model), model, head, rank=self.rank, constants=("ranknum",))
         factors = {k: v for k, v in tunable.shared.items() if k.endswith(("lora_A", "lora_B"))}
         if self.orth_reg_weight:
             _regularise(factors, self.orth_reg_weight / len(factors))

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def attach_config(config: Any, model: nn.Module, head: str, *, rank: int | None = None) -> Tunable:
+def attach_config(
+    config: Any, model: nn.Module, head: str, *, rank: int | None = None, constants: tuple[str, ...] = ()
+) -> Tunable:
     """Freeze the model, inject the adapter that an HF peft config describes, and name what trains.
 
     Args:
@@ -24,6 +26,7 @@ def attach_config(config: Any, model: nn.Module, head: str, *, rank: int | None 
         model: the base model, changed in place.
         head: ``share``, ``local`` or ``freeze``.
         rank: LoRA rank, None for methods without one.
+        constants: parts of names of what the adapter computes with but never trains; made float32 and frozen.
 
     Raises:
         ConfigError: an unknown head mode, or HF peft refuses the config for this model.
@@ -42,6 +45,10 @@ def attach_config(config: Any, model: nn.Module, head: str, *, rank: int | None 
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(f"HF peft cannot attach {_kind(config)} to {type(model).__name__}: {reason}") from error
     use_float32(model)
+    for name, value in model.named_parameters():
+        if set(name.split(".")) & set(constants):
+            value.data = value.data.float()
+            value.requires_grad_(False)
     # keep_vars: the parameters themselves, not detached copies, because an optimiser must see their gradients.
     live = get_peft_model_state_dict(model, state_dict=model.state_dict(keep_vars=True), save_embedding_layers=False)
     adapter = {saved_name(key): value for key, value in live.items() if value.requires_grad}

@@ -219,10 +219,10 @@ class Cubic(torch.nn.Module):
         super().__init__()
         self.scale = torch.nn.Parameter(torch.ones(1))
 
-    def forward(self, input_ids: torch.Tensor) -> SimpleNamespace:
-        """Return the product of a square of the text's length with itself."""
-        square = input_ids[:, None, :] * input_ids[:, :, None] * self.scale
-        return SimpleNamespace(logits=square @ square)
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
+        """Return the product of the mask with itself."""
+        mask = attention_mask[:, 0] * self.scale
+        return SimpleNamespace(logits=mask @ mask)
 
 
 def test_a_model_that_is_no_polynomial_is_refused() -> None:
