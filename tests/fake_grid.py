@@ -9,6 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedpeft.core import wire
+from fedpeft.core.orders import Orders
 from fedpeft.core.types import Tensors
 from fedpeft.engines.flower_private import Run, set_identity, set_message_id
 
@@ -94,18 +95,29 @@ def small_global() -> Tensors:
     }
 
 
-def trained(client_id: int, sent: Tensors, server_round: int = 1) -> Tensors:
+def trained(client_id: int, sent: Tensors, server_round: int = 1, orders: Orders | None = None) -> Tensors:
     """Return what an honest client makes of what it was sent: a small change, its own in each round."""
     rng = np.random.default_rng([client_id, server_round])
-    return {key: (value + 0.1 * rng.normal(size=value.shape)).astype(np.float32) for key, value in sent.items()}
+    keys = (orders or Orders()).returned(sent)
+    return {key: (sent[key] + 0.1 * rng.normal(size=sent[key].shape)).astype(np.float32) for key in keys}
 
 
 def honest_train(client_id: int, message: Message) -> RecordDict:
     """Return an honest training reply's content; a client's weight is 10 + its id."""
     tensors = wire.decode_own(message.content.array_records[wire.ARRAYS])
     read = instruction_of(message)
-    metrics = {wire.NUM_EXAMPLES: 10 + client_id, "train-loss": 0.5, "train-flops": 1e9, "train-steps": 2}
-    return wire.reply(read, trained(client_id, tensors, read.server_round), metrics)
+    orders = Orders.read(read.config)
+    metrics: dict[str, float | list[float]] = {
+        wire.NUM_EXAMPLES: 10 + client_id,
+        "train-loss": 0.5,
+        "train-flops": 1e9,
+        "train-steps": 2,
+    }
+    if orders.probe == "layers":
+        metrics["layer-scores"] = [float(1 + (client_id + layer) % 4) for layer in range(4)]
+    if orders.probe == "curvature":
+        metrics["layer-share"] = 0.5
+    return wire.reply(read, trained(client_id, tensors, read.server_round, orders), metrics)
 
 
 def honest_evaluate(client_id: int, message: Message) -> RecordDict:

@@ -17,6 +17,7 @@ from fedpeft.core.errors import ConfigError, WireError
 from fedpeft.core.events import ClientRejected, Observer, RoundKept, tell
 from fedpeft.core.guard import Decoder, Expectation, Rejection, UpdateGuard, check_aggregate
 from fedpeft.core.orders import Orders
+from fedpeft.core.ranks import RankPlan
 from fedpeft.core.seeds import rng
 from fedpeft.core.tensors import canonical, weighted_mean
 from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
@@ -130,6 +131,19 @@ class FedPeft(Strategy):
 
     def load_state(self, state: Mapping[str, StateValue]) -> None:
         """Take back what ``state`` returned."""
+
+    def check_ranks(self, ranks: RankPlan) -> None:
+        """Refuse ranks that this rule cannot bear.
+
+        Raises:
+            ConfigError: clients differ in rank and the rule needs one for all.
+        """
+        if ranks.mixed and not self.mixed_ranks:
+            got = sorted({ranks.default, *ranks.by_device.values()})
+            raise ConfigError(
+                f"strategy {type(self).__name__} needs one rank for all clients, got {got} (leave method.ranks empty, "
+                "or choose a strategy for mixed ranks, e.g. strategy=flexlora)"
+            )
 
     # -- Flower's contract ---------------------------------------------------------------------------------------------
 
