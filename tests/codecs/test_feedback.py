@@ -65,7 +65,7 @@ def test_tensors_that_do_not_travel_keep_their_residual() -> None:
 
 
 def test_lossless_sends_the_tensors_themselves() -> None:
-    """A change added again differs from the tensor in the last place of some values; a tensor sent as it is does not."""
+    """A change added again differs from the tensor in some last places; a tensor sent as it is does not."""
     draw = np.random.default_rng(5)
     sent, trained = ({"x": np.float32(draw.normal(size=1000))} for _ in range(2))
     assert ((trained["x"] - sent["x"]) + sent["x"] != trained["x"]).any()

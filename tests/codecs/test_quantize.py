@@ -108,22 +108,21 @@ def test_denormal_changes_arrive_exactly() -> None:
 
 
 @pytest.mark.parametrize(
-    ("forge", "check"),
+    ("forge", "told"),
     [
-        (lambda parts: parts["scales"].fill(-1), "scales"),
-        (lambda parts: parts["scales"].fill(np.nan), "finite"),
-        (lambda parts: parts["scales"].fill(np.inf), "finite"),
-        (lambda parts: parts["scales"].fill(3e38), "finite"),
+        (lambda parts: parts["scales"].fill(-1), "scales: x: scales must be at least 0, got -1"),
+        (lambda parts: parts["scales"].fill(np.nan), "finite: x: scales hold"),
+        (lambda parts: parts["scales"].fill(np.inf), "finite: x: scales hold"),
+        (lambda parts: parts["scales"].fill(3e38), "finite: x: decoded values hold"),
     ],
 )
 @pytest.mark.parametrize("codec", [Int8(), Int4()])
-def test_bad_scales_are_refused(codec: Int8 | Int4, forge: Callable[[dict[str, np.ndarray]], None], check: str) -> None:
+def test_bad_scales_are_refused(codec: Int8 | Int4, forge: Callable[[dict[str, np.ndarray]], None], told: str) -> None:
     """3e38 times a code of 7 or more is beyond float32's 3.4e38."""
     encoded = codec.encode({"x": vector(7)}, rng())
     forge({key.removeprefix("x:"): value for key, value in encoded.items()})
-    with pytest.raises(WireError, match=f"{check}: x: ") as caught:
+    with pytest.raises(WireError, match=told):
         codec.decode(encoded, {"x": TensorSpec((SIZE,), "float32")})
-    assert caught.value.check == check
 
 
 def test_codes_that_no_client_makes_are_refused() -> None:
