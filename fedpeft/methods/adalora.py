@@ -14,7 +14,7 @@ from fedpeft.methods.base import Tunable
 from fedpeft.methods.inject import attach_config
 from fedpeft.methods.lora import LoRA
 from fedpeft.methods.saving import skeleton, write_adapter
-from fedpeft.methods.targets import complete
+from fedpeft.methods.targets import check_rank, complete
 
 if TYPE_CHECKING:
     import torch
@@ -97,6 +97,7 @@ class AdaLoRA:
             total_step=1,
         )
         complete(config, model, self.target_modules, setting="method.target_modules")
+        check_rank(model, config.target_modules, self.rank)
         return config
 
 

@@ -66,6 +66,17 @@ def complete(config: Any, model: nn.Module, target_modules: Sequence[str] | None
         config.fan_in_fan_out = transposed == {True}
 
 
+def check_rank(model: nn.Module, targets: Sequence[str], rank: int) -> None:
+    """Refuse a rank above the smaller side of a target's weight: more factors than the matrix has directions.
+
+    Raises:
+        ConfigError: the rank is too large.
+    """
+    sizes = [min(module.weight.shape) for name, module in linear_modules(model).items() if _matches(name, targets)]
+    if sizes and rank > min(sizes):
+        raise ConfigError(f"rank {rank} is above the smallest target's size {min(sizes)} (set method.rank)")
+
+
 def _default_targets(config: Any, model: nn.Module, setting: str) -> list[str]:
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
     from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING

@@ -147,6 +147,21 @@ def tinyllama() -> PreTrainedModel:
     return LlamaForCausalLM._from_config(config, attn_implementation="eager")
 
 
+def test_the_norm_of_doras_matrices_is_work_of_a_step_whatever_the_batch() -> None:
+    """DoRA takes the norm of W0 + s B A, and HF peft makes B A by sending the identity through A and B: for each of 8
+    modules (d = 64, r = 8) 2 * 2 * 8 d^2 = 131072 a step, with no gradient through the norm.
+    """
+
+    def dora() -> PreTrainedModel:
+        model = bert()
+        inject_adapter_in_model(LoraConfig(r=8, target_modules=["query", "value"], use_dora=True), model)
+        return model
+
+    assert measure_step_flops(dora, forward_only=True).per_step == 8 * 131072
+    assert measure_step_flops(dora).per_step == 8 * 131072
+    assert measure_step_flops(BUILDS["bert lora + head"]).per_step == 0
+
+
 def test_lora_on_a_billion_parameters_takes_two_forwards() -> None:
     """Counted independently at S = 512: 1107.6 GFLOP forward, 2257.2 for a LoRA r8 step on query, value (2.038)."""
     forward = measure_step_flops(lambda: lora(tinyllama()), forward_only=True).step(1, 512)
