@@ -86,16 +86,17 @@ class AdaLoRA:
         from peft import AdaLoraConfig
 
         # Without a phase in which ranks are cut; HF peft wants a length of training all the same.
-        config = AdaLoraConfig(
+        config: Any = AdaLoraConfig(
             init_r=self.rank,
             target_r=self.rank,
-            lora_alpha=self.alpha,
             lora_dropout=self.dropout,
             orth_reg_weight=self.orth_reg_weight,
             tinit=0,
             tfinal=0,
             total_step=1,
         )
+        # Declared as an integer, but any number does.
+        config.lora_alpha = self.alpha
         complete(config, model, self.target_modules, setting="method.target_modules")
         check_rank(model, config.target_modules, self.rank)
         return config
@@ -104,7 +105,8 @@ class AdaLoRA:
 def _regularise(factors: Mapping[str, torch.Tensor], weight: float) -> None:
     """Add the regulariser's gradient to that of the loss, whoever computes it."""
     for name, value in factors.items():
-        value.register_hook(_hook(value, weight, rows=name.endswith("lora_A")))
+        hook = _hook(value, weight, rows=name.endswith("lora_A"))
+        value.register_hook(hook)  # type: ignore[no-untyped-call]
 
 
 def _hook(value: torch.Tensor, weight: float, *, rows: bool) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -125,5 +127,5 @@ def orthogonality_gradient(q: torch.Tensor, *, rows: bool = True) -> torch.Tenso
 
     with torch.no_grad(), torch.autocast(q.device.type if q.device.type != "meta" else "cpu", enabled=False):
         off = q @ q.T - torch.eye(len(q), device=q.device)
-        gradient = 2 * (off @ q) / torch.linalg.norm(off).clamp_min(torch.finfo(off.dtype).tiny)
+        gradient: torch.Tensor = 2 * (off @ q) / torch.linalg.norm(off).clamp_min(torch.finfo(off.dtype).tiny)
     return gradient if rows else gradient.T

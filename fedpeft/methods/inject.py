@@ -125,4 +125,4 @@ def use_float32(model: nn.Module) -> None:
             parameter.data = parameter.data.float()
     for module in model.modules():
         if hasattr(module, "cast_input_dtype_enabled"):
-            module.cast_input_dtype_enabled = False
+            setattr(module, "cast_input_dtype_enabled", False)  # noqa: B010 - torch types attributes as tensors

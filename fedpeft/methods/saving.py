@@ -71,7 +71,7 @@ def skeleton(base_model: str, head_keys: frozenset[str]) -> nn.Module:
     try:
         config = AutoConfig.from_pretrained(base_model)
         with torch.device("meta"):
-            make = AutoModelForSequenceClassification if head_keys else AutoModelForCausalLM
+            make: Any = AutoModelForSequenceClassification if head_keys else AutoModelForCausalLM
             model: nn.Module = make.from_config(config)
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fedpeft.core.errors import ConfigError
 from fedpeft.methods.heads import head_module_names
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 LINEAR_TYPES = ("Linear", "Conv1D", "Linear8bitLt", "Linear4bit")
@@ -72,7 +73,11 @@ def check_rank(model: nn.Module, targets: Sequence[str], rank: int) -> None:
     Raises:
         ConfigError: the rank is too large.
     """
-    sizes = [min(module.weight.shape) for name, module in linear_modules(model).items() if _matches(name, targets)]
+    sizes = [
+        min(cast("torch.Tensor", module.weight).shape)
+        for name, module in linear_modules(model).items()
+        if _matches(name, targets)
+    ]
     if sizes and rank > min(sizes):
         raise ConfigError(f"rank {rank} is above the smallest target's size {min(sizes)} (set method.rank)")
 

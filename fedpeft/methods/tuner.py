@@ -89,9 +89,7 @@ class PeftTuner:
         return config
 
     def _new_config(self) -> Any:
-        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-
-        make = PEFT_TYPE_TO_CONFIG_MAPPING[self.peft_type]
+        make = _config_class(self.peft_type)
         options = dict(self.options)
         if "save_projection" in {one.name for one in fields(make)}:
             # Fixed random projections are made again from their seed, wherever the adapter is loaded.
@@ -106,8 +104,6 @@ class PeftTuner:
 
 def _option_problems(peft_type: object, options: object) -> list[str]:
     """Say what is wrong with a method's name and the names of its options."""
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-
     names = injectable()
     if not isinstance(peft_type, str) or peft_type not in names:
         close = difflib.get_close_matches(str(peft_type).upper(), names, n=3, cutoff=0.5)
@@ -115,7 +111,7 @@ def _option_problems(peft_type: object, options: object) -> list[str]:
         return [f"HF peft can inject no {peft_type!r}: {hint} (set method.peft_type)"]
     if not isinstance(options, Mapping):
         return [f"options must be a mapping of names to values, got {options!r} (set method.options)"]
-    known = sorted({one.name for one in fields(PEFT_TYPE_TO_CONFIG_MAPPING[peft_type]) if one.init} - set(_ELSEWHERE))
+    known = sorted({one.name for one in fields(_config_class(peft_type)) if one.init} - set(_ELSEWHERE))
     problems = []
     for name in options:
         if name in _ELSEWHERE:
@@ -125,6 +121,13 @@ def _option_problems(peft_type: object, options: object) -> list[str]:
             hint = f"did you mean {' or '.join(close)}?" if close else f"it has {', '.join(known)}"
             problems.append(f"{peft_type} has no option {name}: {hint} (set method.options)")
     return problems
+
+
+def _config_class(peft_type: str) -> Any:
+    from peft import PeftType
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    return PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(peft_type)]
 
 
 def injectable() -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftConfig
@@ -33,11 +33,11 @@ class BitFitConfig(PeftConfig):
     modules_to_save: list[str] | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = BiasType.BITFIT
 
 
-class BitFitLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
+class BitFitLayer(nn.Module, BaseTunerLayer):
     """A module (linear, ``Conv1D``, normalisation) that runs with another bias.
 
     Args:
@@ -55,7 +55,7 @@ class BitFitLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     def update_layer(self, adapter_name: str, config: BitFitConfig) -> None:
         """Add a bias that starts as the module's own, in float32."""
-        own = self.get_base_layer().bias
+        own = cast(torch.Tensor, self.get_base_layer().bias)
         self.bitfit_bias[adapter_name] = nn.Parameter(own.detach().float().clone())
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -67,12 +67,12 @@ class BitFitLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         if len(active) > 1:
             raise ValueError(f"a module has one bias at a time, got adapters {', '.join(active)}")
         values = {"bias": self.bitfit_bias[active[0]]}
-        own = self.base_layer.bias
+        own = cast(torch.Tensor, self.base_layer.bias)
         if own.device.type == "meta" or not torch.is_autocast_enabled(own.device.type):
             values["bias"] = values["bias"].to(own.dtype)
-        elif self.base_layer.weight.ndim == 1:
+        elif self.weight.ndim == 1:
             # Autocast brings the operands of products to one dtype, but a normalisation wants scale and bias alike.
-            values["weight"] = self.base_layer.weight.float()
+            values["weight"] = self.weight.float()
         return torch.func.functional_call(self.base_layer, values, args, kwargs)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -87,20 +87,20 @@ class BitFitLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             self._swap(self.merged_adapters.pop())
 
     def _swap(self, name: str) -> None:
-        own, other = self.get_base_layer().bias, self.bitfit_bias[name]
+        own, other = cast(torch.Tensor, self.get_base_layer().bias), self.bitfit_bias[name]
         own.data, other.data = other.data.to(own.dtype), own.data.to(other.dtype)
 
 
-class BitFitModel(BaseTuner):  # type: ignore[misc]
+class BitFitModel(BaseTuner):
     """Gives the modules that the config targets a bias that trains."""
 
     prefix = "bitfit_"
     tuner_layer_cls = BitFitLayer
 
-    def _prepare_adapter_config(self, peft_config: BitFitConfig, model_config: dict[str, Any]) -> BitFitConfig:
+    def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
         return peft_config
 
-    def _prepare_model(self, peft_config: BitFitConfig, model: nn.Module) -> None:
+    def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         if peft_config.target_modules is None:
             peft_config.target_modules = biased_modules(model)
         if not peft_config.target_modules:
@@ -108,7 +108,7 @@ class BitFitModel(BaseTuner):  # type: ignore[misc]
 
     def _create_and_replace(
         self,
-        peft_config: BitFitConfig,
+        peft_config: Any,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
