@@ -13,7 +13,7 @@ from fedpeft.core import wire
 from fedpeft.core.errors import WireError
 from fedpeft.tasks.base import Scores
 
-DEFAULT_ALLOW = ("fedpeft.methods.", "fedpeft.device_profiles.", "flwr_datasets.partitioner.")
+DEFAULT_ALLOW = ("fedpeft.methods.", "fedpeft.codecs.", "fedpeft.device_profiles.", "flwr_datasets.partitioner.")
 CHECKPOINT_ROUND = "checkpoint-round"
 
 
@@ -78,7 +78,7 @@ def _train(runtime: Runtime, message: Message, context: Context) -> wire.RecordD
     trained = runtime.train(client_id, instruction, personal, keep_from)
     result, sizes = trained.result, {True: 0, False: 0}
     for key, value in trained.tensors.items():
-        sizes[key in runtime.tunable.head_keys] += value.nbytes
+        sizes[key.partition(":")[0] in runtime.tunable.head_keys] += value.nbytes
     rows, _ = runtime.client_rows(client_id)
     metrics: dict[str, float | list[float]] = {
         wire.NUM_EXAMPLES: len(rows),

@@ -59,6 +59,7 @@ def build_runtime(config: cfg.Config, allow: Sequence[str] | None = None) -> Run
     return Runtime(
         tunable=tunable,
         method=method,
+        codec=cfg.build(config["codec"], allow),
         examples=examples,
         settings=settings,
         initial=extract_tensors(tunable.shared),
@@ -115,7 +116,7 @@ def _count_flops(
     method: Method, build_base: Callable[[], Any], head: str, rank: int, trained: frozenset[str] | None
 ) -> StepFlops:
     """Count a step in which the named shared tensors train, or a forward pass where there are no names."""
-    at_rank = replace(method, rank=rank, ranks={}) if rank and isinstance(method, LoRA) else method
+    at_rank = replace(method, rank=rank, ranks=None) if rank and isinstance(method, LoRA) else method
 
     def build() -> Any:
         tunable = at_rank.attach(build_base(), head)

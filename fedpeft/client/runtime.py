@@ -17,6 +17,8 @@ from fedpeft.client.measure import measure
 from fedpeft.client.pulls import pulls_of
 from fedpeft.client.state import PersonalState
 from fedpeft.client.trainer import TrainResult, TrainSettings, evaluate, train
+from fedpeft.codecs.base import Codec
+from fedpeft.codecs.feedback import compress
 from fedpeft.core.errors import ConfigError, DataError
 from fedpeft.core.orders import Orders
 from fedpeft.core.ranks import RankPlan
@@ -25,12 +27,14 @@ from fedpeft.core.tensors import specs
 from fedpeft.core.types import Tensors, TensorSpec
 from fedpeft.core.wire import Identity, Instruction
 from fedpeft.data.holdout import client_split, num_test_rows
-from fedpeft.data.table import count_by_name
 from fedpeft.device_profiles.flops import StepFlops
 from fedpeft.methods.base import Method, Tunable, extract_tensors, load_tensors
 from fedpeft.methods.lora import LoRA
 from fedpeft.tasks.base import Scores
 from fedpeft.tasks.batches import evaluation_batches, shards, training_batches
+
+RESIDUAL = "residual."
+"""Prefix, in a client's own state, of what its codec kept back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +42,7 @@ class Trained:
     """What a client's round gave.
 
     Attributes:
-        tensors: what goes back to the server.
+        tensors: what goes back to the server, encoded.
         result: loss, steps and costs of training.
         metrics: what was measured besides.
     """
@@ -55,6 +59,7 @@ class Runtime:
     Attributes:
         tunable: the model with live adapter tensors; whoever trains or evaluates loads them first.
         method: the method that made it.
+        codec: how replies are encoded.
         examples: the data.
         settings: how clients train.
         initial: what the shared tensors are before round 1.
@@ -71,6 +76,7 @@ class Runtime:
 
     tunable: Tunable
     method: Method
+    codec: Codec
     examples: Examples
     settings: TrainSettings
     initial: Tensors
@@ -175,11 +181,23 @@ class Runtime:
         after = {**extract_tensors(self.tunable.shared), **(measured.tensors or {})}
         stays = {key: after[key] for key in fitted.kept} | extract_tensors(self.tunable.local)
         stays |= put_away(payload, orders, own)
+        reply, residual = self._encoded(client_id, server_round, fitted, after, orders.returned(payload), own)
+        stays |= residual
         if stays:
             personal.save(server_round, stays, keep_from)
-        return Trained(
-            tensors={key: after[key] for key in orders.returned(payload)}, result=result, metrics=measured.metrics
-        )
+        return Trained(tensors=reply, result=result, metrics=measured.metrics)
+
+    def _encoded(
+        self, client_id: int, server_round: int, fitted: Fitted, after: Tensors, returned: list[str], own: Tensors
+    ) -> tuple[Tensors, Tensors]:
+        """Return what travels of the returned tensors, and what the codec keeps back for the client's next round."""
+        before = {key: fitted.values[key] for key in returned}
+        kept = {key.removeprefix(RESIDUAL): value for key, value in own.items() if key.startswith(RESIDUAL)}
+        # A client that has changed its rank starts anew: its residual belongs to other factors.
+        fits = {key: value for key, value in kept.items() if key not in before or value.shape == before[key].shape}
+        source = rng(self.seed, "codec", server_round, client_id)
+        reply, residual = compress(self.codec, before, {key: after[key] for key in returned}, fits, source)
+        return reply, {RESIDUAL + key: value for key, value in residual.items()}
 
     def expected_tokens(self, client_id: int, kind: str, server_round: int) -> int:
         """Return how many tokens, padding included, a client will compute in a round; exact for training."""
@@ -234,14 +252,13 @@ class Runtime:
         method = self.method
         if not isinstance(method, LoRA):
             return RankPlan()
+        ranks = method.ranks or {}
         fleet = cfg.build(self.config["fleet"], self.allow)
         classes = {device: fleet.profile(device).device_class for device in sorted(set(self.devices))}
-        if unknown := sorted(method.ranks.keys() - classes.keys() - set(classes.values())):
+        if unknown := sorted(ranks.keys() - classes.keys() - set(classes.values())):
             known = ", ".join(sorted({*classes, *classes.values()}))
             raise ConfigError(f"method.ranks names {unknown[0]}, which no client is: the fleet has {known}")
-        by_device = {
-            device: method.ranks.get(device, method.ranks.get(kind, method.rank)) for device, kind in classes.items()
-        }
+        by_device = {device: ranks.get(device, ranks.get(kind, method.rank)) for device, kind in classes.items()}
         return RankPlan(rank=method.largest, default=method.rank, by_device=by_device, scaling_for=method.scaling_for)
 
     def _enter(self, payload: Tensors, orders: Orders, own: Tensors) -> Fitted:
@@ -255,29 +272,6 @@ class Runtime:
                 )
         load_tensors(self.tunable.local, {key: own.get(key, start) for key, start in self.initial_local.items()})
         return fitted
-
-
-def describe_data(runtime: Runtime, most: int = 200) -> dict[str, Any]:
-    """Return who holds what, for the report: totals, and labels and groups of the first ``most`` clients."""
-    data = runtime.examples
-    clients = []
-    for client_id in range(min(most, runtime.config["num_clients"])):
-        rows = np.concatenate(runtime.client_rows(client_id))
-        clients.append({
-            "client_id": client_id,
-            "device": runtime.devices[client_id],
-            "num_examples": len(rows),
-            "labels": count_by_name(data.task.labels[rows], data.label_names),
-            "groups": count_by_name(data.task.groups[rows], data.group_names),
-        })  # fmt: skip
-    return {
-        "num_clients": runtime.config["num_clients"],
-        "num_train": len(data.rows),
-        "num_eval": len(data.eval_rows),
-        "labels": list(data.label_names),
-        "groups": list(data.group_names),
-        "clients": clients,
-    }
 
 
 def personal_state(config: Mapping[str, Any], client_id: int, folder: str | None = None) -> PersonalState:

@@ -38,6 +38,11 @@ Judged = TypeVar("Judged")
 class Decoder(Protocol):
     """What the guard needs of a codec."""
 
+    @property
+    def lossless(self) -> bool:
+        """Whether the tensors themselves travel, not their change."""
+        ...
+
     def encoded_spec(self, spec: Mapping[str, TensorSpec]) -> Mapping[str, TensorSpec]:
         """Return what travels for tensors of these shapes."""
         ...
@@ -170,6 +175,8 @@ class UpdateGuard:
         if codec is None:
             return wire.decode(record, spec, max_bytes=self.max_bytes)
         change = codec.decode(wire.decode(record, codec.encoded_spec(spec), max_bytes=self.max_bytes), spec)
+        if codec.lossless:
+            return change
         with np.errstate(over="ignore"):
             tensors = {key: (origin[key] + change[key]).astype(spec[key].dtype) for key in sorted(spec)}
         if not all_finite(tensors):

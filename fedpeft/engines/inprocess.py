@@ -12,7 +12,8 @@ from flwr.app import Context, RecordDict
 from fedpeft import config as cfg
 from fedpeft.client.app import build_app
 from fedpeft.client.building import runtime_for
-from fedpeft.client.runtime import Runtime, describe_data
+from fedpeft.client.holdings import describe_data
+from fedpeft.client.runtime import Runtime
 from fedpeft.core import wire
 from fedpeft.core.errors import EngineError
 from fedpeft.core.events import Observer, Preparing, tell

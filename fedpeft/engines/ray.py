@@ -17,7 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedpeft import config as cfg
 from fedpeft.client.app import build_app
 from fedpeft.client.building import runtime_for
-from fedpeft.client.runtime import describe_data
+from fedpeft.client.holdings import describe_data
 from fedpeft.core.errors import ConfigError, EngineError, FedPeftError
 from fedpeft.core.events import Observer, Preparing, tell
 from fedpeft.engines.memory import KERNEL_CACHES, tame_memory, tree_mb

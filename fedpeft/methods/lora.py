@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,9 @@ import numpy as np
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.orders import MERGE
 from fedpeft.core.pairs import lora_pairs, pad_rank
+from fedpeft.core.traits import FACTORS, RANKS
 from fedpeft.core.types import Tensors
-from fedpeft.methods.base import FACTORS, RANKS, Tunable
+from fedpeft.methods.base import Tunable
 from fedpeft.methods.inject import attach_config
 from fedpeft.methods.saving import skeleton, write_adapter
 from fedpeft.methods.targets import complete, linear_modules
@@ -60,7 +61,7 @@ class LoRA:
     """
 
     rank: int = 8
-    ranks: Mapping[str, int] = field(default_factory=dict)
+    ranks: Mapping[str, int] | None = None
     alpha: float = 16
     dropout: float = 0.0
     target_modules: Sequence[str] | None = None
@@ -71,7 +72,7 @@ class LoRA:
         problems = []
         for setting, rank in {
             "rank": self.rank,
-            **{f"ranks.{name}": rank for name, rank in self.ranks.items()},
+            **{f"ranks.{name}": rank for name, rank in (self.ranks or {}).items()},
         }.items():
             if type(rank) is not int or not 1 <= rank <= MAX_RANK:
                 problems.append(f"{setting} must be in 1..{MAX_RANK}, got {rank} (set method.{setting})")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.types import Tensors
-from fedpeft.methods.base import LAYERS, Tunable
+from fedpeft.core.traits import LAYERS
+from fedpeft.methods.base import Tunable
 from fedpeft.methods.inject import check_head
 from fedpeft.methods.saving import skeleton
 from fedpeft.methods.virtual import attach_tokens, count_problems, fill, write_hf, write_own

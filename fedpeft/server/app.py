@@ -57,6 +57,7 @@ def build_strategy(config: Mapping[str, Any]) -> Strategy:
             strategy.guard = UpdateGuard(**config["guard"])
         if isinstance(strategy.selection, Uniform):
             strategy.selection = cfg.build(config["selection"])
+        strategy.codec = cfg.build(config["codec"])
     return strategy
 
 

@@ -37,7 +37,14 @@ from fedpeft.strategies.base import FedPeft
 NODES = nodes(5)
 NOT_ITSELF: dict[str, str] = {}
 """Strategies that make something else of a single client, or of equal ones, and why."""
-EXACT: tuple[str, ...] = ()
+FEW = "fewer than 2 f + 3 replies are refused"
+NOT_ALONE: dict[str, str] = {
+    name: FEW for name in ("CoordinateMedian", "TrimmedMean", "Krum", "MultiKrum", "GeometricMedian", "NormClipping")
+}
+"""Strategies that make something else of a single client, though equal ones are given back, and why."""
+NOT_EQUAL: dict[str, str] = {"FedNova": "equal changes after unequal numbers of steps are not equal to FedNova"}
+"""Strategies that give a single client back, but make something else of equal ones, and why."""
+EXACT: tuple[str, ...] = ("FFALoRA", "RoLoRA")
 """Strategies whose model is sum_k p_k s_k B_k A_k of the clients' to 1e-5, clients of mixed ranks included."""
 BITWISE = ("FedAvg",)
 """Strategies that return one client, or equal ones, bit for bit."""
@@ -111,8 +118,8 @@ def test_order_of_replies_changes_nothing(kind: type[FedPeft]) -> None:
 
 @every
 def test_one_client_returns_itself(kind: type[FedPeft]) -> None:
-    if kind.__name__ in NOT_ITSELF:
-        pytest.skip(NOT_ITSELF[kind.__name__])
+    if reason := {**NOT_ITSELF, **NOT_ALONE}.get(kind.__name__):
+        pytest.skip(reason)
     here = world(kind)
     strategy = new(kind, here)
     one = update(strategy, here, 3)
@@ -124,8 +131,8 @@ def test_one_client_returns_itself(kind: type[FedPeft]) -> None:
 
 @every
 def test_equal_clients_are_a_fixed_point(kind: type[FedPeft]) -> None:
-    if kind.__name__ in NOT_ITSELF:
-        pytest.skip(NOT_ITSELF[kind.__name__])
+    if reason := {**NOT_ITSELF, **NOT_EQUAL}.get(kind.__name__):
+        pytest.skip(reason)
     here = world(kind, mixed=False)
     strategy = new(kind, here)
     equal = updates(strategy, here, same=True)

@@ -14,7 +14,8 @@ from torch import nn
 
 from fedpeft.core.errors import ConfigError
 from fedpeft.device_profiles.flops import measure_step_flops
-from fedpeft.methods.base import LAYERS, extract_tensors, load_tensors
+from fedpeft.core.traits import LAYERS
+from fedpeft.methods.base import extract_tensors, load_tensors
 from fedpeft.methods.bottleneck import Adapter
 from fedpeft.methods.compacter import Compacter
 from fedpeft.methods.placement import SUBLAYERS, place, target_pattern

@@ -1,0 +1,33 @@
+"""Who holds what, for the report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fedpeft.client.runtime import Runtime
+from fedpeft.data.table import count_by_name
+
+
+def describe_data(runtime: Runtime, most: int = 200) -> dict[str, Any]:
+    """Return who holds what, for the report: totals, and labels and groups of the first ``most`` clients."""
+    data = runtime.examples
+    clients = []
+    for client_id in range(min(most, runtime.config["num_clients"])):
+        rows = np.concatenate(runtime.client_rows(client_id))
+        clients.append({
+            "client_id": client_id,
+            "device": runtime.devices[client_id],
+            "num_examples": len(rows),
+            "labels": count_by_name(data.task.labels[rows], data.label_names),
+            "groups": count_by_name(data.task.groups[rows], data.group_names),
+        })  # fmt: skip
+    return {
+        "num_clients": runtime.config["num_clients"],
+        "num_train": len(data.rows),
+        "num_eval": len(data.eval_rows),
+        "labels": list(data.label_names),
+        "groups": list(data.group_names),
+        "clients": clients,
+    }

@@ -1,0 +1,46 @@
+"""Which strategy, method and codec can work together; unsound pairs are refused with both names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+NEEDS = {
+    "factors": "LoRA factors A and B (method=lora or rslora)",
+    "ranks": "factors that can change rank (method=lora or rslora)",
+    "layers": "an adapter whose layers travel separately (method=prefix, adapter or pfeiffer)",
+    "sparse": "values at masked places of the base (method=slora)",
+    "core": "a core matrix between fixed factors (method=lora_sb)",
+}
+"""What each trait means to a person."""
+
+
+def pair_problems(strategy: Any, method: Any, codec: Any) -> Iterator[str]:
+    """Yield a line for each pair that cannot work.
+
+    Args:
+        strategy: a built strategy, fedpeft's or Flower's.
+        method: a built method.
+        codec: a built codec.
+    """
+    name, how = type(strategy).__name__, type(method).__name__
+    for trait in sorted(getattr(strategy, "requires", frozenset()) - method.traits):
+        yield f"strategy {name} needs {NEEDS[trait]}, method {how} has none"
+    ranks = sorted({method.rank, *(getattr(method, "ranks", None) or {}).values()} - {None})
+    if len(ranks) > 1 and not getattr(strategy, "mixed_ranks", False):
+        yield (
+            f"strategy {name} needs one rank for all clients, method.ranks gives {ranks} "
+            "(leave method.ranks empty, or take strategy=flexlora, flora, florist or hetlora)"
+        )
+    if not codec.lossless and not hasattr(strategy, "requires"):
+        yield f"strategy {name} is Flower's own and reads tensors as they come, codec {codec.name} changes them"
+    if codec.sparse and not getattr(strategy, "bears_sparse", True):
+        yield (
+            f"strategy {name} compares clients coordinate by coordinate, and codec {codec.name} drops most of them "
+            "(choose codec=int8 or float16)"
+        )
+    if codec.error_feedback and getattr(strategy, "renews_basis", False):
+        yield (
+            f"strategy {name} renews the factors' basis in each round, so what codec {codec.name} keeps back from one "
+            "round means nothing in the next (set codec.error_feedback=false, or choose codec=int8 or float16)"
+        )
