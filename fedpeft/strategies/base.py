@@ -139,7 +139,7 @@ class FedPeft(Strategy):
             ConfigError: clients differ in rank and the rule needs one for all.
         """
         if ranks.mixed and not self.mixed_ranks:
-            got = sorted({ranks.default, *ranks.by_device.values()})
+            got = sorted({ranks.default or 0, *ranks.by_device.values()})
             raise ConfigError(
                 f"strategy {type(self).__name__} needs one rank for all clients, got {got} (leave method.ranks empty, "
                 "or choose a strategy for mixed ranks, e.g. strategy=flexlora)"
