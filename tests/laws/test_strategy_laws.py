@@ -35,7 +35,7 @@ from fedpeft.server.checkpoint import Checkpoint, load_checkpoint, save_checkpoi
 from fedpeft.strategies.base import FedPeft
 
 NODES = nodes(5)
-NOT_ITSELF: dict[str, str] = {}
+NOT_ITSELF: dict[str, str] = {"FLoRIST": "drops the weakest directions, unless energy is 1"}
 """Strategies that make something else of a single client, or of equal ones, and why."""
 FEW = "fewer than 2 f + 3 replies are refused"
 NOT_ALONE: dict[str, str] = {
@@ -44,9 +44,9 @@ NOT_ALONE: dict[str, str] = {
 """Strategies that make something else of a single client, though equal ones are given back, and why."""
 NOT_EQUAL: dict[str, str] = {"FedNova": "equal changes after unequal numbers of steps are not equal to FedNova"}
 """Strategies that give a single client back, but make something else of equal ones, and why."""
-EXACT: tuple[str, ...] = ("FFALoRA", "RoLoRA")
+EXACT: tuple[str, ...] = ("FFALoRA", "RoLoRA", "FLoRA", "FedExLoRA")
 """Strategies whose model is sum_k p_k s_k B_k A_k of the clients' to 1e-5, clients of mixed ranks included."""
-BITWISE = ("FedAvg",)
+BITWISE = ("FedAvg", "FedExLoRA", "LoRAFAIR")
 """Strategies that return one client, or equal ones, bit for bit."""
 
 every = pytest.mark.parametrize("kind", strategies(), ids=lambda kind: kind.__name__)
