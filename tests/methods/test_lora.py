@@ -211,7 +211,7 @@ def test_null_targets_are_hugging_faces_and_the_layout_is_saved(folder: str, gpt
 def test_a_base_that_cannot_be_read_is_one_line(folder: str, tmp_path: Path) -> None:
     from fedpeft.core.errors import DataError
 
-    with pytest.raises(DataError, match="base model .*nowhere cannot be read") as caught:
+    with pytest.raises(DataError, match=r"base model .*nowhere cannot be read") as caught:
         LoRA().save({}, tmp_path, base_model=str(tmp_path / "nowhere"), head_keys=frozenset())
     assert "\n" not in str(caught.value)
 
