@@ -22,7 +22,12 @@ FILES = sorted(CONF.rglob("*.yaml"))
 MEMBERS = sorted((path.parent.name, path.stem) for path in FILES if path.parent != CONF)
 OUTSIDE = ("device_profile", "experiment")
 """Groups that are not in the defaults list: presets are read by name, experiments are added."""
-NEEDS = {("model", "hub"): ["model.path=some/model"], ("task", "text_classification"): ["task.path=some/folder"]}
+NEEDS = {
+    ("model", "hub"): ["model.path=some/model"],
+    ("task", "text_classification"): ["task.path=some/folder"],
+    ("task", "causal_lm"): ["task.path=some/folder"],
+    ("strategy", "scaffold"): ["client.optimizer=sgd"],
+}
 PATHS = [
     "strategy",
     "method",
@@ -78,7 +83,7 @@ def _plain_values(path: Path) -> dict[str, Any]:
     return {
         key: value
         for key, value in yaml.safe_load(path.read_text()).items()
-        if "${" not in str(value) and value != "???"
+        if key != "defaults" and "${" not in str(value) and value != "???"
     }
 
 
@@ -118,7 +123,7 @@ def test_every_class_that_a_config_could_name_has_a_yaml(part: str) -> None:
     targets = {yaml.safe_load(path.read_text()).get("_target_") for path in (CONF / group).glob("*.yaml")}
     modules = {target.rpartition(".")[0].rpartition(".")[2] for target in targets}
     helpers = {
-        "strategies": {"base", "metrics", "roster"}, "methods": {"base", "heads", "inject", "placement", "saving", "targets"}, "selection": {"base"},
+        "strategies": {"base", "metrics", "roster", "server_optimizer", "view"}, "methods": {"base", "heads", "inject", "placement", "saving", "targets", "virtual"}, "selection": {"base"},
         "engines": {"flower_private", "grid", "memory", "pool", "session"},
     }[part]  # fmt: skip
     files = {path.stem for path in (Path(fedpeft.__file__).parent / part).glob("*.py")} - {"__init__"}

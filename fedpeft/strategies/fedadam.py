@@ -1,0 +1,119 @@
+"""FedAdam (Reddi et al. 2021, arXiv:2003.00295, algorithm 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedpeft.core.ranks import RankPlan
+from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
+from fedpeft.core.wire import ConfigValue
+from fedpeft.strategies.base import FedPeft, StateValue
+from fedpeft.strategies.fedavg import FedAvg
+from fedpeft.strategies.server_optimizer import (
+    RULE,
+    Moments,
+    adaptive_steps,
+    check_settings,
+    inside,
+    proposed_step,
+    stepped,
+    take_flags,
+    without,
+)
+
+
+class FedAdam(FedPeft):
+    """Step as Adam does, with what the round proposes in the gradient's place.
+
+        D = rule(x, updates) - x
+        m = beta1 m + (1 - beta1) D
+        v = beta2 v + (1 - beta2) D^2
+        x = x + server_lr m / (sqrt(v) + tau)                                      (m_0 = 0, v_0 = initial_v)
+
+    Moments are kept in float64 for each tensor; a tensor that nobody trained in a round keeps its value and its
+    moments. LoRA factors are stepped one by one, so that over FedAvg or RoLoRA the product B A takes another step than
+    a dense matrix would; over FFA-LoRA, whose product is linear in B, it is the paper's.
+
+    Args:
+        rule: gives D; linear in the updates, with a basis that stays. FedAvg unless given. It sends what is sent and
+            says what this strategy needs and bears.
+        server_lr: size of a step where m and sqrt(v) are equal; about what one weight may change in a round.
+        beta1: share of m that is carried over, in [0, 1).
+        beta2: share of v that is carried over, in [0, 1).
+        tau: how small D may be before steps shrink with it, in units of D.
+        initial_v: v before round 1; None for tau^2.
+        bias_correction: multiply server_lr by sqrt(1 - beta2^t) / (1 - beta1^t) in a tensor's t-th step, as Adam does
+            for moments that begin at zero; meant for initial_v = 0.
+        settings: of every strategy, see ``FedPeft``.
+
+    Raises:
+        ConfigError: a setting is out of range, or the rule cannot be stepped over.
+
+    Example:
+        >>> FedAdam(cohort_size=4).rule.__class__.__name__
+        'FedAvg'
+    """
+
+    def __init__(
+        self,
+        *,
+        rule: FedPeft | None = None,
+        server_lr: float = 0.01,
+        beta1: float = 0.9,
+        beta2: float = 0.99,
+        tau: float = 1e-3,
+        initial_v: float | None = None,
+        bias_correction: bool = False,
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        check_settings(server_lr=server_lr, tau=tau, initial_v=initial_v, beta1=beta1, beta2=beta2)
+        self.rule = FedAvg() if rule is None else rule
+        take_flags(self, self.rule)
+        self.server_lr, self.beta1, self.beta2, self.tau = server_lr, beta1, beta2, tau
+        self.initial_v = tau**2 if initial_v is None else initial_v
+        self.bias_correction = bias_correction
+        self.moments = Moments()
+
+    def client_tensors(self, global_tensors: Tensors, client: ClientInfo) -> Tensors:
+        """Send what the rule sends."""
+        return inside(self, self.rule).client_tensors(global_tensors, client)
+
+    def client_config(self, client: ClientInfo) -> Mapping[str, ConfigValue]:
+        """Tell clients what the rule tells them."""
+        return inside(self, self.rule).client_config(client)
+
+    def aggregate(self, global_tensors: Tensors, updates: list[ClientUpdate]) -> Tensors:
+        """Step on what the rule proposes."""
+        steps = proposed_step(inside(self, self.rule), global_tensors, updates)
+        m = {k: self.beta1 * self.moments.first.get(k, 0.0) + (1 - self.beta1) * d for k, d in steps.items()}
+        v = {
+            k: self.beta2 * self.moments.second.get(k, self.initial_v) + (1 - self.beta2) * d**2
+            for k, d in steps.items()
+        }
+        moments = self.moments.with_step(m, v)
+        betas = (self.beta1, self.beta2) if self.bias_correction else None
+        new = stepped(
+            global_tensors, adaptive_steps(moments, steps, server_lr=self.server_lr, tau=self.tau, betas=betas)
+        )
+        self.moments = moments
+        return new
+
+    def model_tensors(self, global_tensors: Tensors) -> Tensors:
+        """Return what the rule returns."""
+        return inside(self, self.rule).model_tensors(global_tensors)
+
+    def check_ranks(self, ranks: RankPlan) -> None:
+        """Refuse ranks that the rule cannot bear."""
+        super().check_ranks(ranks)
+        inside(self, self.rule).check_ranks(ranks)
+
+    def state(self) -> dict[str, StateValue]:
+        """Return the moments and the rule's own state."""
+        return {**self.moments.state(), **{RULE + key: value for key, value in self.rule.state().items()}}
+
+    def load_state(self, state: Mapping[str, StateValue]) -> None:
+        """Take both back."""
+        self.moments = Moments.read(state)
+        self.rule.load_state(without(state, RULE))
