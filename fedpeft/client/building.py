@@ -51,7 +51,7 @@ def build_runtime(config: cfg.Config, allow: Sequence[str] | None = None) -> Run
     path = resolve_model(model_config["path"], model_config["revision"], progress=say)
     examples = load_examples(config, path, allow)
     model = _load_model(config, path, len(examples.label_names))
-    _check_lengths(model, examples)
+    _check_lengths(model, examples, getattr(method, "virtual_tokens", 0))
     if model.config.pad_token_id is None:
         model.config.pad_token_id = examples.task.pad_id
     identity = Identity(run_id=str(config["run_id"]), config_hash=cfg.config_hash(config), model_hash=hash_model(model))
@@ -89,13 +89,14 @@ def _load_model(config: cfg.Config, path: str, num_labels: int) -> Any:
     return load_classifier(path, num_labels=num_labels, **common)
 
 
-def _check_lengths(model: Any, examples: Examples) -> None:
+def _check_lengths(model: Any, examples: Examples, virtual_tokens: int) -> None:
     longest = max(int(task.lengths(np.arange(len(task.labels))).max()) for task in (examples.task, examples.eval_task))
     most = max_tokens(model)
-    if most is not None and longest > most:
+    if most is not None and longest + virtual_tokens > most:
+        prompt = f", and {virtual_tokens} virtual tokens stand before it" if virtual_tokens else ""
         raise ConfigError(
-            f"model.max_length must be at most {most}, the positions that {type(model).__name__} has: "
-            f"a text has {longest} tokens"
+            f"model.max_length must be at most {most - virtual_tokens}: {type(model).__name__} has {most} positions, a "
+            f"text has {longest} tokens{prompt}"
         )
 
 

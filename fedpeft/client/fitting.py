@@ -73,7 +73,7 @@ def payload_spec(orders: Orders, shapes: Mapping[str, tuple[int, ...]], initial:
         WireError: a name is unknown, or factors to merge do not fit their module.
     """
     known = specs(at_rank(initial, orders.rank))
-    if not known.keys() & shapes.keys():
+    if not known.keys() & shapes.keys() and not orders.keep:
         raise WireError("keys", "no tensor of this run's model was sent")
     spec: dict[str, TensorSpec] = {}
     for key, shape in shapes.items():

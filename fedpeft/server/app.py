@@ -12,6 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
 from fedpeft import config as cfg
+from fedpeft.client.runtime import Runtime
 from fedpeft.core import wire
 from fedpeft.core.errors import CheckpointError, ConfigError
 from fedpeft.core.events import RunStarted, tell
@@ -24,6 +25,7 @@ from fedpeft.server.grid import ClockedGrid
 from fedpeft.server.rounds import Rounds, Session
 from fedpeft.strategies.base import FedPeft
 from fedpeft.strategies.roster import Roster
+from fedpeft.tasks.models import is_quantised
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ def serve(grid: Grid, session: Session) -> None:
     """Run the rounds; everything that is worth keeping goes to the session's record and observers."""
     runtime, config = session.runtime, session.runtime.config
     strategy, roster = build_strategy(config), Roster()
+    _refuse_unsound(strategy, runtime)
     fleet = cfg.build(config["fleet"])
     profiles = {name: fleet.profile(name) for name in set(runtime.devices)}
     clocked = ClockedGrid(
@@ -108,6 +111,21 @@ def serve(grid: Grid, session: Session) -> None:
         )
     else:
         strategy.start(clocked, initial, **common, evaluate_fn=rounds.evaluate_and_save)
+
+
+def _refuse_unsound(strategy: Strategy, runtime: Runtime) -> None:
+    """Refuse what only the loaded model shows.
+
+    Raises:
+        ConfigError: clients would add to weights that are stored in 8 or 4 bits.
+    """
+    stored = is_quantised(runtime.tunable.model)
+    if stored and getattr(strategy, "merges", False):
+        raise ConfigError(
+            f"strategy {type(strategy).__name__} adds to the base's weights, which {runtime.model_path} stores in "
+            f"{stored} (choose a model in float32 or bfloat16, or a strategy that does not merge, e.g. "
+            "strategy=flexlora)"
+        )
 
 
 def model_of(config: Mapping[str, Any], checkpoint: Checkpoint) -> Tensors:

@@ -38,8 +38,8 @@ def test_texts_longer_than_the_model_has_positions(capfd: pytest.CaptureFixture[
     path = write([{"text": "w1 " * 70, "label": i % 2, "group": "a"} for i in range(100)])
     line = refused(capfd, toy, path, "model.max_length=128")
     assert line == (
-        "fedpeft: model.max_length must be at most 64, the positions that BertForSequenceClassification has: "
-        "a text has 72 tokens"
+        "fedpeft: model.max_length must be at most 64: BertForSequenceClassification has 64 positions, a text has 72 "
+        "tokens"
     )
 
 
