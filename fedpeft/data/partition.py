@@ -40,11 +40,14 @@ class Partition:
     Attributes:
         partitioner: holds the split.
         num_rows: rows of the table that was split.
+        num_parts: parts that the partitioner made; more than clients where only the largest are clients.
     """
 
     partitioner: Partitioner
     num_rows: int
+    num_parts: int
     _sizes: np.ndarray
+    _parts: np.ndarray
 
     @property
     def num_clients(self) -> int:
@@ -71,7 +74,7 @@ class Partition:
         """
         if not 0 <= client_id < self.num_clients:
             raise ConfigError(f"client_id must be in 0..{self.num_clients - 1}, got {client_id}")
-        part = self.partitioner.load_partition(client_id)
+        part = self.partitioner.load_partition(int(self._parts[client_id]))
         return np.asarray(part.with_format("numpy")[ROW][:], dtype=np.int64)
 
     def counts(self, table: Table, client_id: int) -> dict[str, dict[str, int]]:
@@ -94,10 +97,14 @@ def split_clients(table: Table, partitioner: Partitioner, num_clients: int, *, s
     Rows are shuffled first, as ``FederatedDataset`` does: partitioners that cut the data into runs (IidPartitioner,
     LinearPartitioner) would otherwise hand out the order of the file, one domain after the other.
 
+    NaturalIdPartitioner makes a part for each group of the data. Where there are more groups than clients, the groups
+    with most rows become the clients, the largest first (on a tie the earlier group); nobody holds the rows of the
+    others.
+
     Args:
         table: what to split.
         partitioner: a fresh one; it brings its own seed and its own parameters.
-        num_clients: how many parts there must be.
+        num_clients: how many parts there must be; at least so many for natural groups.
         seed: of the shuffling.
 
     Raises:
@@ -126,6 +133,10 @@ def split_clients(table: Table, partitioner: Partitioner, num_clients: int, *, s
             f"partition: {name} cannot split {len(table)} examples among {num_clients} clients: {reason} "
             f"(change its parameters or num_clients; it can split by {', '.join(columns)})"
         ) from error
+    parts = np.arange(num_clients)
+    if num_parts > num_clients:
+        parts = np.argsort(-sizes, kind="stable")[:num_clients]
+        sizes = sizes[parts]
     empty = np.flatnonzero(sizes == 0)
     if len(empty):
         raise ConfigError(
@@ -133,7 +144,7 @@ def split_clients(table: Table, partitioner: Partitioner, num_clients: int, *, s
             f"first {empty[:5].tolist()}: "
             "lower num_clients, or make the split less skewed"
         )
-    return Partition(partitioner=partitioner, num_rows=len(table), _sizes=sizes)
+    return Partition(partitioner=partitioner, num_rows=len(table), num_parts=num_parts, _sizes=sizes, _parts=parts)
 
 
 def _light_dataset(table: Table, seed: int) -> Dataset:
@@ -142,8 +153,7 @@ def _light_dataset(table: Table, seed: int) -> Dataset:
     if taken := sorted(set(table.columns) & set(_OURS)):
         raise ConfigError(f"extra column {taken[0]!r} has a name that partitions use themselves: rename it in the data")
     order = rng(seed, "partition").permutation(len(table))
-    group_label = table.groups * len(table.label_names) + table.labels
-    columns = {"label": table.labels, "group": table.groups, "group_label": group_label, **table.columns}
+    columns = {"label": table.labels, "group": table.groups, "group_label": table.strata, **table.columns}
     shuffled = {name: values[order].tolist() for name, values in columns.items()}
     return datasets.Dataset.from_dict({ROW: order.tolist(), **shuffled})
 
@@ -152,9 +162,11 @@ def _check_num_parts(name: str, num_parts: int, num_clients: int) -> None:
     if num_parts == num_clients:
         return
     if "NaturalId" in name:
+        if num_parts > num_clients:
+            return
         raise ConfigError(
             f"partition: the data has {num_parts} natural parts and num_clients is {num_clients}: "
-            f"set num_clients={num_parts}, or choose another partition"
+            f"set num_clients={num_parts} or fewer, or choose another partition"
         )
     raise ConfigError(
         f"partition: {name} makes {num_parts} parts and num_clients is {num_clients}: make both equal "

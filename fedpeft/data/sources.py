@@ -18,10 +18,10 @@ import numpy as np
 
 from fedpeft.core.errors import DataError
 from fedpeft.data.catalogue import find
-from fedpeft.data.encode import groups_of, labels_of, texts_of
+from fedpeft.data.encode import conversations_of, groups_of, is_conversation, labels_of, texts_of
 from fedpeft.data.fetch import fetch
 from fedpeft.data.readers import read_hub, read_local
-from fedpeft.data.table import Table
+from fedpeft.data.table import Conversation, Table, Text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -108,6 +108,56 @@ def load_table(
         texts=texts,
         labels=labels,
         label_names=label_names,
+        groups=groups,
+        group_names=group_names,
+        columns={name: np.asarray(table.column(name).to_pylist()) for name in extra_columns},
+    )
+
+
+def load_conversations(
+    path: str,
+    *,
+    split: str = "train",
+    text_column: str,
+    group_column: str | None = None,
+    extra_columns: Sequence[str] = (),
+    revision: str | None = None,
+    like: Table | None = None,
+    progress: Progress | None = None,
+) -> Table:
+    """Return one split of a data set without classes as a `Table`; rows keep their order.
+
+    Args:
+        path: ``package:NAME``, a local folder or file of parquet, csv or jsonl, or a hub id.
+        split: ``train``, ``validation`` or ``test``; see `load_table`.
+        text_column: a column of conversations (lists of {role, content}), or of plain texts.
+        group_column: natural groups (speaker, domain ...); without it all rows are of the group ``all``.
+        extra_columns: further columns to keep for partitioners that split by them.
+        revision: branch, tag or commit on the hub.
+        like: an earlier split: group ids follow its names.
+        progress: told what goes on while a package is fetched.
+
+    Raises:
+        DataError: source, split or column missing, unreadable files, or rows without text.
+    """
+    columns = list(dict.fromkeys([text_column, *([group_column] if group_column else []), *extra_columns]))
+    local = _local(path, revision, "table", progress)
+    if local is None:
+        table = read_hub(path, split=split, columns=columns, revision=revision)
+    else:
+        table = read_local(local, split=split, columns=columns, text_columns=[text_column])
+    source = f"{path} ({split})"
+    kind = table.schema.field(text_column).type
+    texts: Sequence[Text | Conversation] = (
+        conversations_of(table, text_column, source)
+        if is_conversation(kind)
+        else texts_of(table, (text_column,), source)
+    )
+    groups, group_names = _groups(table, group_column, source, like)
+    return Table(
+        texts=texts,
+        labels=np.zeros(table.num_rows, dtype=np.int64),
+        label_names=(),
         groups=groups,
         group_names=group_names,
         columns={name: np.asarray(table.column(name).to_pylist()) for name in extra_columns},

@@ -1,13 +1,18 @@
-"""Labelled texts in memory, the form that splits and tasks work on."""
+"""Texts or conversations in memory, the form that splits and tasks work on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from fedpeft.core.errors import DataError
+
+Text = tuple[str, ...]
+"""One text, or a pair of texts."""
+Conversation = tuple[tuple[str, str], ...]
+"""Messages in order, each (role, content); roles are those of chat templates: system, user, assistant."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -15,9 +20,9 @@ class Table:
     """Texts with a class and a group each; row i of everything belongs together.
 
     Attributes:
-        texts: one text or a pair of texts for each row.
-        labels: int64 (n,), class ids 0 .. len(label_names) - 1.
-        label_names: names of the classes; a class may have no row here.
+        texts: one text, a pair of texts or a conversation for each row; the same for all.
+        labels: int64 (n,), class ids 0 .. len(label_names) - 1; zeros without classes.
+        label_names: names of the classes; a class may have no row here. () for texts without classes.
         groups: int64 (n,), 0 .. len(group_names) - 1: domain, speaker, hospital ...
         group_names: names of the groups.
         columns: further columns by name, each (n,), for partitioners that split by them.
@@ -35,7 +40,7 @@ class Table:
         (1, [('bad',)])
     """
 
-    texts: list[tuple[str, ...]]
+    texts: Sequence[Text | Conversation]
     labels: np.ndarray
     label_names: tuple[str, ...]
     groups: np.ndarray
@@ -48,12 +53,18 @@ class Table:
         if len(set(lengths.values())) > 1:
             raise DataError(f"columns of one table must be equally long, got {lengths}")
         for what, ids, names in (("label", self.labels, self.label_names), ("group", self.groups, self.group_names)):
-            if len(ids) and not (ids.min() >= 0 and ids.max() < len(names)):
-                raise DataError(f"{what} ids must be in 0..{len(names) - 1}, got {ids.min()}..{ids.max()}")
+            most = max(len(names) - 1, 0)
+            if len(ids) and not (ids.min() >= 0 and ids.max() <= most):
+                raise DataError(f"{what} ids must be in 0..{most}, got {ids.min()}..{ids.max()}")
 
     def __len__(self) -> int:
         """Number of rows."""
         return len(self.texts)
+
+    @property
+    def strata(self) -> np.ndarray:
+        """Group and class in one number, int64 (n,): equal where both are."""
+        return np.add(self.groups * max(len(self.label_names), 1), self.labels)
 
     def take(self, rows: np.ndarray | list[int]) -> Table:
         """Return a new table of the given rows, in their order, with the same names.
@@ -73,6 +84,8 @@ class Table:
 
 
 def count_by_name(ids: np.ndarray, names: tuple[str, ...]) -> dict[str, int]:
-    """Return how many of ``ids`` carry each name; names that none carries are left out."""
+    """Return how many of ``ids`` carry each name; names that none carries are left out. {} without names."""
+    if not names:
+        return {}
     counts = np.bincount(ids, minlength=len(names))
     return {name: int(count) for name, count in zip(names, counts, strict=True) if count}
