@@ -13,8 +13,10 @@ from fedpeft import config as cfg
 from fedpeft.core.errors import DataError
 from fedpeft.data.holdout import hold_out
 from fedpeft.data.partition import Partition, split_clients
-from fedpeft.data.sources import load_table
+from fedpeft.data.sources import load_conversations, load_table
 from fedpeft.data.table import Table
+from fedpeft.tasks.base import Task
+from fedpeft.tasks.causal_lm import CausalLM
 from fedpeft.tasks.models import load_tokenizer
 from fedpeft.tasks.text_classification import TextClassification
 
@@ -25,18 +27,18 @@ class Examples:
 
     Attributes:
         task: all training texts, tokenised.
-        rows: (n,) row of ``task`` of each example that clients hold.
+        rows: (n,) row of ``task`` of each example that clients may hold.
         partition: splits ``0 .. n - 1`` among the clients.
         eval_task: the server's held-out texts, tokenised.
         eval_rows: rows of ``eval_task`` to evaluate on.
-        label_names: names of the labels.
+        label_names: names of the labels, () for texts without.
         group_names: names of the groups.
     """
 
-    task: TextClassification
+    task: Task
     rows: np.ndarray
     partition: Partition
-    eval_task: TextClassification
+    eval_task: Task
     eval_rows: np.ndarray
     label_names: tuple[str, ...]
     group_names: tuple[str, ...]
@@ -44,33 +46,26 @@ class Examples:
 
 def load_examples(config: cfg.Config, model_path: str, allow: Sequence[str] | None = None) -> Examples:
     """Load, hold out, split and tokenise the data."""
-    task = config["task"]
-    columns: dict[str, Any] = {
-        name: task[name] for name in ("text_columns", "label_column", "group_column", "extra_columns")
-    }
-    columns["progress"] = say
-    table = load_table(task["path"], split=task["split"], revision=task["revision"], **columns)
-    if len(table.label_names) < 2:
-        raise DataError(
-            f"{task['path']}: {task['label_column']!r} holds one class, {table.label_names[0]!r}: there is nothing to "
-            "tell apart (set task.label_column)"
-        )
+    task, seed = config["task"], config["seed"]
+    table = _load(task, task["split"])
+    tokenizer = load_tokenizer(model_path, config["model"]["revision"])
+    encoded, usable = _encode(task, table, tokenizer, config["model"]["max_length"])
     held_out = task["held_out"]
     if isinstance(held_out, str):
-        eval_table = load_table(task["path"], split=held_out, revision=task["revision"], like=table, **columns)
-        rows, eval_rows = np.arange(len(table)), np.arange(len(eval_table))
+        eval_table = _load(task, held_out, like=table)
+        eval_task, eval_rows = _encode(task, eval_table, tokenizer, config["model"]["max_length"])
+        rows = usable
     else:
-        eval_table = table
-        rows, eval_rows = hold_out(table, held_out, config["seed"])
-    held = table if len(rows) == len(table) else table.take(rows)
-    partition = split_clients(held, cfg.build(config["partition"], allow), config["num_clients"], seed=config["seed"])
-    tokenizer = load_tokenizer(model_path, config["model"]["revision"])
-    encoded = _encode(table, tokenizer, config["model"]["max_length"])
+        train, held = hold_out(_part(table, usable), held_out, seed)
+        eval_task, rows, eval_rows = encoded, usable[train], usable[held]
+    partition = split_clients(
+        _part(table, rows), cfg.build(config["partition"], allow), config["num_clients"], seed=seed
+    )
     return Examples(
         task=encoded,
         rows=rows,
         partition=partition,
-        eval_task=encoded if eval_table is table else _encode(eval_table, tokenizer, config["model"]["max_length"]),
+        eval_task=eval_task,
         eval_rows=eval_rows,
         label_names=table.label_names,
         group_names=table.group_names,
@@ -82,7 +77,44 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _encode(table: Table, tokenizer: Any, max_length: int) -> TextClassification:
-    return TextClassification.encode(
-        table.texts, table.labels, table.groups, len(table.group_names), tokenizer, max_length
-    )
+def _load(task: cfg.Config, split: str, like: Table | None = None) -> Table:
+    """Load one split.
+
+    Raises:
+        DataError: a classification of one class.
+    """
+    common: dict[str, Any] = {name: task[name] for name in ("revision", "group_column", "extra_columns")}
+    common |= {"split": split, "like": like, "progress": say}
+    if task["kind"] == "causal_lm":
+        return load_conversations(task["path"], text_column=task["text_column"], **common)
+    table = load_table(task["path"], text_columns=task["text_columns"], label_column=task["label_column"], **common)
+    if len(table.label_names) < 2:
+        raise DataError(
+            f"{task['path']}: {task['label_column']!r} holds one class, {table.label_names[0]!r}: there is nothing to "
+            "tell apart (set task.label_column)"
+        )
+    return table
+
+
+def _encode(task: cfg.Config, table: Table, tokenizer: Any, max_length: int) -> tuple[Task, np.ndarray]:
+    """Return the tokenised table and the rows that can be used: those with something to learn.
+
+    Raises:
+        DataError: there is no such row.
+    """
+    common = (table.groups, len(table.group_names), tokenizer, max_length)
+    if task["kind"] != "causal_lm":
+        texts: Any = table.texts
+        return TextClassification.encode(texts, table.labels, *common), np.arange(len(table))
+    encoded = CausalLM.encode(table.texts, *common, train_on=task["train_on"])
+    usable = np.flatnonzero(encoded.num_learned > 0)
+    if lost := len(table) - len(usable):
+        what = f"{lost:,} of {len(table):,} texts hold nothing to learn within model.max_length={max_length} tokens"
+        if not len(usable):
+            raise DataError(f"{task['path']}: {what} (no turn of the assistant: raise it, or set task.train_on=all)")
+        say(f"{what}; they are left out")
+    return encoded, usable
+
+
+def _part(table: Table, rows: np.ndarray) -> Table:
+    return table if len(rows) == len(table) else table.take(rows)

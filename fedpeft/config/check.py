@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from fedpeft.config.build import build
+from fedpeft.config.pairs import pair_problems
 from fedpeft.config.values import Config, look_up
 from fedpeft.core.errors import ConfigError
 
@@ -18,15 +19,18 @@ def check(config: Config) -> None:
         ConfigError: one line for each problem.
     """
     problems = [*_range_problems(config), *_choice_problems(config), *_text_problems(config), *_unknown(config)]
-    for name in ("strategy", "method", "partition", "fleet", "selection", "engine"):
+    built: dict[str, Any] = {}
+    for name in ("strategy", "method", "codec", "partition", "fleet", "selection", "engine"):
         node = config.get(name)
         if not isinstance(node, Mapping) or "_target_" not in node:
             problems.append(f"{name} must name a _target_, got {node!r} (choose one of conf/{name})")
             continue
         try:
-            build(node)
+            built[name] = build(node)
         except ConfigError as error:
             problems.extend(error.problems)
+    if built.keys() >= {"strategy", "method", "codec"}:
+        problems += pair_problems(built["strategy"], built["method"], built["codec"])
     for path, cap in (("cohort_size", "num_clients"), ("round.min_replies", "cohort_size")):
         value, most = look_up(config, path), look_up(config, cap)
         if type(value) is int and type(most) is int and value > most:
@@ -56,6 +60,7 @@ _WHOLE = {
     "checkpoint.keep": (1, 10**6),
     "guard.max_bytes": (1, 2**62),
     "guard.max_examples": (1, 2**62),
+    "task.samples": (0, 100),
 }
 _WHOLE_OR_NULL = {"client.local_steps": (1, 10**6), "evaluate.clients": (1, 10**7)}
 _POSITIVE = ("client.lr", "round.timeout_s", "guard.max_norm", "guard.norm_factor")
@@ -70,6 +75,7 @@ _TEXTS = {
     "task.path": False,
     "task.revision": True,
     "task.split": False,
+    "task.text_column": False,
     "task.label_column": False,
     "task.group_column": True,
 }
@@ -78,17 +84,34 @@ _NAMES = {"task.text_columns": (1, 2), "task.extra_columns": (0, 1000)}
 """Lists of names, and how many."""
 _OTHER = ("client.weight_decay", "task.held_out")
 _CHOICES = {
+    "task.kind": ("classification", "causal_lm"),
+    "task.train_on": ("assistant", "all"),
     "head": ("share", "local", "freeze"),
     "display": ("auto", "plain", "none"),
     "client.optimizer": ("adamw", "sgd"),
     "model.dtype": ("auto", "float32", "bfloat16"),
 }
 
+_OF_KIND = {
+    "task.text_columns": "classification",
+    "task.label_column": "classification",
+    "task.text_column": "causal_lm",
+    "task.train_on": "causal_lm",
+    "task.samples": "causal_lm",
+}
+"""Keys that only one kind of task has."""
+
+
+def _applies(config: Config, path: str) -> bool:
+    """Whether a config of its kind of task has this key."""
+    kind = look_up(config, "task.kind")
+    return _OF_KIND.get(path, kind) == kind
+
 
 def _range_problems(config: Config) -> Iterator[str]:
     for path, (low, high) in {**_WHOLE, **_WHOLE_OR_NULL}.items():
         value = look_up(config, path)
-        if value is None and path in _WHOLE_OR_NULL:
+        if (value is None and path in _WHOLE_OR_NULL) or not _applies(config, path):
             continue
         if type(value) is not int or not low <= value <= high:
             yield f"{path} must be a whole number in {low}..{high}, got {value!r}"
@@ -118,10 +141,14 @@ def _is_number(value: object) -> TypeGuard[int | float]:
 def _text_problems(config: Config) -> Iterator[str]:
     for path, may_be_null in _TEXTS.items():
         value = look_up(config, path)
+        if not _applies(config, path):
+            continue
         if not (value is None and may_be_null) and not (isinstance(value, str) and value.strip()):
             yield f"{path} must be a text{' or null' if may_be_null else ''}, got {value!r}"
     for path, (fewest, most) in _NAMES.items():
         value = look_up(config, path)
+        if not _applies(config, path):
+            continue
         if (
             not isinstance(value, list)
             or not fewest <= len(value) <= most
@@ -135,7 +162,8 @@ def _text_problems(config: Config) -> Iterator[str]:
 def _unknown(config: Config) -> Iterator[str]:
     """Name keys that nothing reads: with + in front, Hydra takes any."""
     tables = (_WHOLE, _WHOLE_OR_NULL, _POSITIVE, _POSITIVE_OR_NULL, _SHARES, _TEXTS, _NAMES, _OTHER, _CHOICES)
-    known = {path for table in tables for path in table}
+    any_kind = look_up(config, "task.kind") not in _CHOICES["task.kind"]
+    known = {path for table in tables for path in table if any_kind or _applies(config, path)}
     for section in sorted({path.split(".")[0] for path in known if "." in path}):
         values = config.get(section)
         if not isinstance(values, Mapping):
@@ -148,7 +176,7 @@ def _unknown(config: Config) -> Iterator[str]:
 
 def _choice_problems(config: Config) -> Iterator[str]:
     for path, choices in _CHOICES.items():
-        if (value := look_up(config, path)) not in choices:
+        if _applies(config, path) and (value := look_up(config, path)) not in choices:
             yield f"{path} must be one of {', '.join(choices)}, got {value!r}"
     tracking = config.get("tracking")
     if not isinstance(tracking, list) or any(one not in ("tensorboard", "wandb") for one in tracking):

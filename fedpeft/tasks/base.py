@@ -19,10 +19,14 @@ Batch = Mapping[str, "torch.Tensor"]
 class Scores:
     """Sums over evaluated examples; adding two gives the sums over both.
 
+    What is counted is an answer: the class of an example, or a token of a text. Sums over all answers make the mean
+    loss, and with it perplexity, exact over batches and parts of any size.
+
     Attributes:
-        loss: sum of per-example losses.
+        loss: sum of the losses of all answers.
         correct: number of right answers by group, (num_groups,) float64.
-        count: number of examples by group, (num_groups,) float64.
+        count: number of answers by group, (num_groups,) float64.
+        num_examples: examples that were evaluated.
         cpu_s: CPU seconds spent.
         flops: floating-point operations of the forward passes.
         steps: batches.
@@ -31,6 +35,7 @@ class Scores:
     loss: float
     correct: np.ndarray
     count: np.ndarray
+    num_examples: int = 0
     cpu_s: float = 0.0
     flops: float = 0.0
     steps: int = 0
@@ -40,14 +45,15 @@ class Scores:
             loss=self.loss + other.loss,
             correct=self.correct + other.correct,
             count=self.count + other.count,
+            num_examples=self.num_examples + other.num_examples,
             cpu_s=self.cpu_s + other.cpu_s,
             flops=self.flops + other.flops,
             steps=self.steps + other.steps,
         )
 
     @property
-    def num_examples(self) -> int:
-        """Examples that were evaluated."""
+    def num_answers(self) -> int:
+        """Answers that were counted: examples of a classification, learned tokens of a language model."""
         return int(self.count.sum())
 
     @property
@@ -57,14 +63,32 @@ class Scores:
 
     @property
     def mean_loss(self) -> float:
-        """Mean per-example loss."""
-        return self.loss / self.num_examples
+        """Mean loss of an answer; of a language model's, perplexity is its exponential."""
+        return self.loss / self.num_answers
 
 
 class Task(Protocol):
     """Turns rows of data into batches, and batches into losses and scores."""
 
-    num_groups: int
+    @property
+    def num_groups(self) -> int:
+        """Number of groups."""
+        ...
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Group of each row, int64 (n,)."""
+        ...
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Class of each row, int64 (n,); zeros for texts without classes."""
+        ...
+
+    @property
+    def pad_id(self) -> int:
+        """Token that fills up batches."""
+        ...
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
         """Return the number of tokens of each row, to sort batches by."""

@@ -83,6 +83,29 @@ def load_classifier(
     )
 
 
+def load_causal_lm(
+    path: str, *, dtype: str, dropout: float | None, seed: int, revision: str | None = None
+) -> nn.Module:
+    """Return a causal language model; arguments and errors are those of `load_classifier`."""
+    from transformers import AutoModelForCausalLM
+
+    return _load(AutoModelForCausalLM, path, dtype=dtype, dropout=dropout, seed=seed, revision=revision)
+
+
+def empty_twin(model_config: Any, task_kind: str) -> nn.Module:
+    """Return a float model of the same architecture with new weights and plain attention, to count operations on.
+
+    Args:
+        model_config: the config of a loaded model, quantised or not.
+        task_kind: ``classification`` or ``causal_lm``.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    kind: Any = AutoModelForCausalLM if task_kind == "causal_lm" else AutoModelForSequenceClassification
+    twin: nn.Module = kind.from_config(plain_config(model_config), attn_implementation="eager")
+    return twin
+
+
 def _load(
     kind: Any, path: str, *, dtype: str, dropout: float | None, seed: int, revision: str | None, **settings: Any
 ) -> nn.Module:

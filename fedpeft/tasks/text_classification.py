@@ -126,6 +126,7 @@ class TextClassification:
             loss=float(loss),
             correct=np.bincount(groups, weights=hits, minlength=self.num_groups),
             count=np.bincount(groups, minlength=self.num_groups).astype(np.float64),
+            num_examples=len(rows),
         )
 
 

@@ -23,6 +23,8 @@ from fedpeft.core.errors import ConfigError
         ("task.text_columns=text", "task.text_columns must be a list of 1 to 2 names, got 'text'"),
         ("task.text_columns=[a,b,c]", "task.text_columns must be a list of 1 to 2 names, got ['a', 'b', 'c']"),
         ("task.held_out=null", "task.held_out must be a count, a share below 1 or the name of a split, got None"),
+        ("task.kind=clm", "task.kind must be one of classification, causal_lm, got 'clm'"),
+        ("+task.train_on=all", "task.train_on is unknown: task has client_test_fraction, extra_columns, group_column"),
         ("run_dir=''", "run_dir must be a text, got ''"),
         ("report=no", "report must be true or false, got 'no'"),
         ("round.deadline_s=true", "round.deadline_s must be a positive number, got True"),
@@ -54,3 +56,19 @@ def test_an_override_is_judged_beside_the_members_that_are_chosen() -> None:
     with pytest.raises(ConfigError) as caught:
         cfg.compose([*sound, "rondes=3"])
     assert caught.value.problems == ["rondes=3: Could not override 'rondes'. Did you mean rounds or round?"]
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("task.train_on=user", "task.train_on must be one of assistant, all, got 'user'"),
+        ("task.samples=-1", "task.samples must be a whole number in 0..100, got -1"),
+        ("task.text_column=null", "task.text_column must be a text, got None"),
+        ("+task.label_column=label", "task.label_column is unknown: task has client_test_fraction, extra_columns"),
+    ],
+)
+def test_each_kind_of_task_has_keys_of_its_own(override: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        cfg.check(cfg.compose(["task=chitchat", override]))
+    assert len(caught.value.problems) == 1
+    assert caught.value.problems[0].startswith(problem)

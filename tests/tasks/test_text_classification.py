@@ -102,8 +102,10 @@ def test_a_group_that_is_absent_counts_nothing(tokenizer: Any) -> None:
 
 
 def test_scores_add_up() -> None:
-    one = Scores(loss=1.0, correct=np.array([1.0, 0.0]), count=np.array([2.0, 1.0]), cpu_s=0.5, flops=10.0, steps=1)
-    other = Scores(loss=2.5, correct=np.array([0.0, 3.0]), count=np.array([0.0, 4.0]), cpu_s=0.25, flops=5.0, steps=2)
+    spent = {"num_examples": 3, "cpu_s": 0.5, "flops": 10.0, "steps": 1}
+    one = Scores(loss=1.0, correct=np.array([1.0, 0.0]), count=np.array([2.0, 1.0]), **spent)
+    spent = {"num_examples": 4, "cpu_s": 0.25, "flops": 5.0, "steps": 2}
+    other = Scores(loss=2.5, correct=np.array([0.0, 3.0]), count=np.array([0.0, 4.0]), **spent)
     total = one + other
     assert (total.loss, total.cpu_s, total.flops, total.steps, total.num_examples) == (3.5, 0.75, 15.0, 3, 7)
     assert (total.correct.tolist(), total.count.tolist()) == ([1.0, 3.0], [2.0, 5.0])
