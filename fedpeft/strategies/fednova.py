@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedpeft.core.errors import ConfigError, WireError
+from fedpeft.core.events import tell
 from fedpeft.core.local_steps import STEPS, split_by_steps
 from fedpeft.core.tensors import canonical
 from fedpeft.core.types import ClientUpdate, Tensors
@@ -52,8 +53,9 @@ class FedNova(FedPeft):
         Raises:
             WireError: too few clients say soundly how many steps they took; the old model stays.
         """
-        good, rejected = split_by_steps(updates, self.steps_factor)
-        self._tell_rejected(self.view.server_round, "train", rejected)
+        good, rejected = split_by_steps(updates, self.view.server_round, self.steps_factor)
+        for event in rejected:
+            tell(self.observers, event)
         if len(good) < self.min_replies:
             raise WireError("aggregate", f"{len(good)} replies with sound {STEPS}, {self.min_replies} are needed")
         total = sum(one.num_examples for one in good)

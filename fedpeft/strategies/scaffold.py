@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedpeft.core.errors import ConfigError, WireError
+from fedpeft.core.events import tell
 from fedpeft.core.local_steps import STEPS, split_by_steps
 from fedpeft.core.orders import CONTROL
 from fedpeft.core.tensors import canonical, weighted_mean
@@ -100,8 +101,9 @@ class SCAFFOLD(FedPeft):
         Raises:
             WireError: too few clients say soundly how many steps they took; the old model stays.
         """
-        good, rejected = split_by_steps(updates)
-        self._tell_rejected(self.view.server_round, "train", rejected)
+        good, rejected = split_by_steps(updates, self.view.server_round)
+        for event in rejected:
+            tell(self.observers, event)
         if len(good) < self.min_replies:
             raise WireError("aggregate", f"{len(good)} replies with sound {STEPS}, {self.min_replies} are needed")
         new = {key: value.copy() for key, value in global_tensors.items()}
