@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedpeft.core.errors import ReportError
-from fedpeft.report import costs, holdings, learning, numbers, overview, participants
+from fedpeft.report import costs, holdings, learning, numbers, overview, participants, rule
 from fedpeft.report.blocks import Section
 from fedpeft.report.plots import colour_variable
 from fedpeft.report.reader import RunView, read_run
@@ -85,6 +85,7 @@ def sections(views: Sequence[RunView], names: Sequence[str]) -> list[Section]:
         learning.learning,
         learning.groups,
         learning.client_evaluation,
+        rule.rule,
         costs.time,
         costs.traffic,
         participants.participants,

@@ -78,6 +78,13 @@ class Fields:
         found = {intern(key): inner.integer(key) for key in inner.values}
         return {key: value for key, value in found.items() if value is not None}
 
+    def values_of(self, name: str) -> tuple[float, ...]:
+        """Return a list of numbers, 0 for those that are null or not finite; () where the key is missing or null."""
+        value = self.values.get(name) or []
+        if not isinstance(value, list):
+            raise self.wrong(name, "a list of numbers", value)
+        return tuple(Fields(self.where, {name: item}).number(name) or 0.0 for item in value)
+
     def names(self, name: str) -> tuple[str, ...]:
         """Return a list of strings."""
         value = self.values.get(name) or []
@@ -111,6 +118,7 @@ class RoundRow:
     eval: Mapping[str, float]
     epsilon: float | None
     kept: str
+    strategy: Fields
 
     @classmethod
     def read(cls, fields: Fields) -> RoundRow:
@@ -135,6 +143,7 @@ class RoundRow:
             dropped=fields.counts("dropped"),
             eval=fields.numbers("eval"),
             kept=fields.text("kept"),
+            strategy=fields.mapping("strategy"),
             **{name: fields.number(name) for name in numbers},
         )
 

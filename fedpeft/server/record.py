@@ -92,7 +92,7 @@ class RunRecord:
         self.write_summary("running")
 
     def close_round(
-        self, server_round: int, metrics: Mapping[str, float], eval_cpu_s: float, clock_s: float
+        self, server_round: int, metrics: Mapping[str, float], eval_cpu_s: float, now_s: float, notes: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Write the round's lines and return its line in ``rounds.jsonl``.
 
@@ -100,7 +100,8 @@ class RunRecord:
             server_round: the round.
             metrics: the evaluation after it.
             eval_cpu_s: CPU seconds that the server's evaluation took.
-            clock_s: the virtual clock.
+            now_s: the virtual clock.
+            notes: what the strategy says of itself.
         """
         # An exchange's events arrive in the order of replies, which the scheduler decides; the tables go by client.
         done, self._round = self._round, _Round()
@@ -122,8 +123,8 @@ class RunRecord:
             "dropped": self._dropped(trained, done),
             "wall_s": round(wall_s, 4),
             "train_cpu_s": round(_sum(trusted, "train-cpu-s"), 4),
-            "virtual_s": round(clock_s - before_s - eval_virtual_s, 6),
-            "virtual_clock_s": round(clock_s, 6),
+            "virtual_s": round(now_s - before_s - eval_virtual_s, 6),
+            "virtual_clock_s": round(now_s, 6),
             "bytes_down": sum(event.bytes_down for event in trained),
             "bytes_up": sum(event.bytes_up for event in trained),
             "energy_j": None,
@@ -133,12 +134,8 @@ class RunRecord:
             else None,
             "eval": {**metrics, **self._client_figures(evaluated_well)},
             "epsilon": None,
-            "eval_cpu_s": round(
-                eval_cpu_s + sum(_number(event.metrics.get("eval-cpu-s")) for event in evaluated_well), 4
-            ),
-            "eval_dropped": dict(
-                sorted(Counter(self._outcome(e, done) for e in evaluated if e not in evaluated_well).items())
-            ),
+            "eval_cpu_s": round(eval_cpu_s + _sum(evaluated_well, "eval-cpu-s"), 4),
+            "eval_dropped": self._dropped(evaluated, done),
             "eval_bytes_down": sum(event.bytes_down for event in evaluated),
             "eval_bytes_up": sum(event.bytes_up for event in evaluated),
             "eval_virtual_s": round(eval_virtual_s, 6),
@@ -149,6 +146,7 @@ class RunRecord:
         append_lines(self._dir / EVALUATIONS, [self._evaluation_row(server_round, event) for event in evaluated_well])
         append_lines(self._dir / ROUNDS, [row])
         self.write_summary("running")
+            "strategy": dict(notes),
         return row
 
     def write_summary(self, status: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from flwr.serverapp.strategy import Strategy
 from fedpeft.client.app import CHECKPOINT_ROUND
 from fedpeft.client.runtime import Runtime
 from fedpeft.core import wire
+from fedpeft.core.errors import ConfigError
 from fedpeft.core.events import Observer, RoundFinished, tell
 from fedpeft.core.types import Tensors
 from fedpeft.server.checkpoint import Checkpoint, find_checkpoints, save_checkpoint
@@ -79,7 +81,8 @@ class Rounds:
             session.record.initial(metrics, cpu_s)
             row: Mapping[str, Any] = {"round": 0, "eval": metrics}
         else:
-            row = session.record.close_round(server_round, metrics, cpu_s, self._clocked.clock.now_s)
+            now_s = self._clocked.clock.now_s
+            row = session.record.close_round(server_round, metrics, cpu_s, now_s, self._notes())
         tell(session.observers, RoundFinished(server_round=server_round, record=row))
         return MetricRecord(metrics)  # type: ignore[arg-type]
 
@@ -106,6 +109,23 @@ class Rounds:
         return metrics
 
     def _oldest_checkpoint(self) -> int:
+    def _notes(self) -> dict[str, Any]:
+        """Return the strategy's notes as JSON has them.
+
+        Raises:
+            ConfigError: they hold what JSON has not, e.g. numpy's numbers or NaN.
+        """
+        strategy = self._strategy
+        if not isinstance(strategy, FedPeft):
+            return {}
+        try:
+            return dict(json.loads(json.dumps(dict(strategy.notes()), allow_nan=False)))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"strategy {type(strategy).__name__}: notes() must return plain JSON values, got: {error} (write "
+                "float(x) or x.tolist())"
+            ) from error
+
         """Return the round of the oldest kept checkpoint: a damaged newer one makes a resume fall back to it."""
         return min((server_round for server_round, _ in find_checkpoints(self._folder)), default=0)
 

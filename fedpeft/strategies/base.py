@@ -39,7 +39,7 @@ class FedPeft(Strategy):
     when too few replies were good or the result is unsound.
 
     A concrete strategy overrides some of ``client_tensors``, ``client_config``, ``aggregate``, ``model_tensors``,
-    ``state`` and ``load_state``; they mutate nothing they were given and may look at ``self.view``.
+    ``state``, ``load_state`` and ``notes``; they mutate nothing they were given and may look at ``self.view``.
     ``strategy.start(grid, arrays, ...)`` works as for any Flower strategy.
 
     Args:
@@ -134,6 +134,10 @@ class FedPeft(Strategy):
 
     def check_ranks(self, ranks: RankPlan) -> None:
         """Refuse ranks that this rule cannot bear.
+    def notes(self) -> Mapping[str, object]:
+        """Return what goes on record about the rule after a round: plain JSON values by name, {} for nothing."""
+        return {}
+
 
         Raises:
             ConfigError: clients differ in rank and the rule needs one for all.

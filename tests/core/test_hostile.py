@@ -250,7 +250,7 @@ def run(folder: Path, answer: Callable[[Case, int, Message], list[Message]]) -> 
 
     def close(server_round: int, arrays: ArrayRecord) -> None:
         if server_round:
-            record.close_round(server_round, {"accuracy": 0.5}, 0.0, clocked.clock.now_s)
+            record.close_round(server_round, {"accuracy": 0.5}, 0.0, clocked.clock.now_s, {})
 
     return made.start(
         clocked, wire.encode(small_global()), num_rounds=len(CASES), timeout=0.05, evaluate_fn=close
