@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -45,6 +46,8 @@ def build_runtime(config: cfg.Config, allow: Sequence[str] | None = None) -> Run
     import torch
 
     torch.set_num_threads(1)
+    # It warns of a kernel on the hub that it can do without.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     method: Method = cfg.build(config["method"], allow)
     settings = TrainSettings(**config["client"])
     model_config = config["model"]

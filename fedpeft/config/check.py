@@ -82,6 +82,7 @@ _TEXTS = {
 """Non-empty texts, and whether null will do."""
 _NAMES = {"task.text_columns": (1, 2), "task.extra_columns": (0, 1000)}
 """Lists of names, and how many."""
+_FLAGS = ("report", "evaluate.product_error")
 _OTHER = ("client.weight_decay", "task.held_out")
 _CHOICES = {
     "task.kind": ("classification", "causal_lm"),
@@ -155,13 +156,14 @@ def _text_problems(config: Config) -> Iterator[str]:
             or not all(isinstance(v, str) for v in value)
         ):
             yield f"{path} must be a list of {fewest} to {most} names, got {value!r}"
-    if not isinstance(config.get("report"), bool):
-        yield f"report must be true or false, got {config.get('report')!r}"
+    for path in _FLAGS:
+        if not isinstance(value := look_up(config, path), bool):
+            yield f"{path} must be true or false, got {value!r}"
 
 
 def _unknown(config: Config) -> Iterator[str]:
     """Name keys that nothing reads: with + in front, Hydra takes any."""
-    tables = (_WHOLE, _WHOLE_OR_NULL, _POSITIVE, _POSITIVE_OR_NULL, _SHARES, _TEXTS, _NAMES, _OTHER, _CHOICES)
+    tables = (_WHOLE, _WHOLE_OR_NULL, _POSITIVE, _POSITIVE_OR_NULL, _SHARES, _TEXTS, _NAMES, _FLAGS, _OTHER, _CHOICES)
     any_kind = look_up(config, "task.kind") not in _CHOICES["task.kind"]
     known = {path for table in tables for path in table if any_kind or _applies(config, path)}
     for section in sorted({path.split(".")[0] for path in known if "." in path}):

@@ -81,6 +81,21 @@ class RoundKept:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Aggregated:
+    """The good replies of a round became a new global model.
+
+    Attributes:
+        server_round: the round.
+        seconds: what the strategy's ``aggregate`` took.
+        product_error: relative distance of the new product from the clients' mean product, None where not measured.
+    """
+
+    server_round: int
+    seconds: float
+    product_error: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationProgress:
     """Part of the server's evaluation is done."""
 
@@ -111,6 +126,7 @@ Event = (
     | ClientReplied
     | ClientRejected
     | RoundKept
+    | Aggregated
     | EvaluationProgress
     | RoundFinished
     | RunFinished

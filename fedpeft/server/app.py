@@ -105,6 +105,7 @@ def serve(grid: Grid, session: Session) -> None:
         strategy.roster, strategy.identity = roster, runtime.identity
         strategy.observers = session.observers
         strategy.view = replace(strategy.view, ranks=runtime.ranks)
+        strategy.measure_error = config["evaluate"]["product_error"]
         first = start.server_round + 1
         strategy.start(
             clocked, initial, **common, evaluate_fn=rounds.evaluate, first_round=first, on_round_end=rounds.save

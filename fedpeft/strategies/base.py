@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import ClassVar
@@ -14,8 +14,8 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fedpeft.core import wire
 from fedpeft.core.errors import ConfigError, WireError
-from fedpeft.core.events import ClientRejected, Observer, RoundKept, tell
-from fedpeft.core.guard import Decoder, Expectation, Rejection, UpdateGuard, check_aggregate
+from fedpeft.core.events import Aggregated, Observer, RoundKept, tell
+from fedpeft.core.guard import Decoder, Expectation, UpdateGuard, check_aggregate
 from fedpeft.core.orders import Orders
 from fedpeft.core.ranks import RankPlan
 from fedpeft.core.seeds import rng
@@ -24,10 +24,11 @@ from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
 from fedpeft.selection.base import Selection
 from fedpeft.selection.uniform import Uniform
 from fedpeft.strategies.metrics import aggregate_client_evaluations, mean_train_metrics
+from fedpeft.strategies.product_error import product_error
 from fedpeft.strategies.roster import Roster
+from fedpeft.strategies.telling import tell_rejected
 from fedpeft.strategies.view import View
 
-log = logging.getLogger(__name__)
 StateValue = np.ndarray | int | float | str
 
 
@@ -94,6 +95,7 @@ class FedPeft(Strategy):
         self._expected: dict[int, Expectation] = {}
         self.view = View()
         self.codec: Decoder | None = None
+        self.measure_error = False
 
     # -- hooks ---------------------------------------------------------------------------------------------------------
 
@@ -132,12 +134,12 @@ class FedPeft(Strategy):
     def load_state(self, state: Mapping[str, StateValue]) -> None:
         """Take back what ``state`` returned."""
 
-    def check_ranks(self, ranks: RankPlan) -> None:
-        """Refuse ranks that this rule cannot bear.
     def notes(self) -> Mapping[str, object]:
         """Return what goes on record about the rule after a round: plain JSON values by name, {} for nothing."""
         return {}
 
+    def check_ranks(self, ranks: RankPlan) -> None:
+        """Refuse ranks that this rule cannot bear.
 
         Raises:
             ConfigError: clients differ in rank and the rule needs one for all.
@@ -163,15 +165,17 @@ class FedPeft(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Check the replies and aggregate the good ones; (None, None) keeps the old model."""
         verdict = self.guard.inspect(replies, self._expected)
-        self._tell_rejected(server_round, "train", verdict.rejected)
+        tell_rejected(self.observers, self.roster, server_round, "train", verdict.rejected)
         updates = verdict.accepted
         if len(updates) < self.min_replies:
             return self._keep(server_round, f"{len(updates)} good replies, {self.min_replies} are needed")
+        started = time.perf_counter()
         try:
             new = self.aggregate(self._global, updates)
             check_aggregate(new, self._global)
         except WireError as error:
             return self._keep(server_round, error.reason)
+        self._tell_aggregated(server_round, updates, new, time.perf_counter() - started)
         return wire.encode(new), mean_train_metrics(updates)
 
     def configure_evaluate(
@@ -187,7 +191,7 @@ class FedPeft(Strategy):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return mean, worst decile and per-group figures of the clients' evaluations."""
         good, rejected = self.guard.inspect_evaluations(replies, self._expected)
-        self._tell_rejected(server_round, "evaluate", rejected)
+        tell_rejected(self.observers, self.roster, server_round, "evaluate", rejected)
         return aggregate_client_evaluations(good)
 
     def summary(self) -> None:
@@ -280,19 +284,8 @@ class FedPeft(Strategy):
         tell(self.observers, RoundKept(server_round=server_round, reason=reason))
         return None, None
 
-    def _tell_rejected(self, server_round: int, kind: str, rejected: list[Rejection]) -> None:
-        for r in rejected:
-            known = self.roster.get(r.node_id)
-            client_id = known.client_id if known and r.client_id is None else r.client_id
-            if client_id is None:
-                log.warning(
-                    "round %d: node %d, which has not said who it is, sent a reply: %s",
-                    server_round,
-                    r.node_id,
-                    r.reason,
-                )
-                continue
-            event = ClientRejected(
-                server_round=server_round, kind=kind, client_id=client_id, check=r.check, reason=r.reason
-            )
-            tell(self.observers, event)
+    def _tell_aggregated(self, server_round: int, updates: list[ClientUpdate], new: Tensors, seconds: float) -> None:
+        error = None
+        if self.measure_error:
+            error = product_error(self._global, updates, self.model_tensors(new), self.view.ranks.scaling)
+        tell(self.observers, Aggregated(server_round=server_round, seconds=seconds, product_error=error))
