@@ -17,6 +17,7 @@ COMMANDS = {
         "run a federation on this machine (a Hydra app: -m sweeps, resume=RUN continues)",
     ),
     "report": ("fedpeft.cli.report", "make one HTML page from one run or several"),
+    "table": ("fedpeft.cli.table", "print the runs of a sweep as one table, mean and deviation over the seeds"),
     "devices": ("fedpeft.cli.devices", "list and show device profiles"),
     "data": ("fedpeft.cli.data", "list and fetch the models and data that the package index carries"),
 }
