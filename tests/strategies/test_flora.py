@@ -30,7 +30,7 @@ def test_products_of_unequal_ranks_and_scalings_are_summed() -> None:
     """
     strategy = FLoRA()
     enter(strategy, SCALINGS)
-    start = tensors(np.ones((2, 2)), np.zeros((2, 2)))
+    start = tensors(np.ones((2, 2)), np.ones((2, 2)))
     after = strategy.aggregate(start, clients())
     model = strategy.model_tensors(after)
     assert np.allclose(product(model, 2.0), [[1, 3.5], [1.5, 0]], atol=1e-6)
