@@ -13,8 +13,9 @@ from typing import TypeVar
 import numpy as np
 
 from fedpeft.core.errors import ConfigError
+from fedpeft.core.flat import moved
 from fedpeft.core.guard import check_aggregate
-from fedpeft.core.tensors import canonical, subtract
+from fedpeft.core.tensors import subtract
 from fedpeft.core.types import ClientUpdate, Tensors
 from fedpeft.strategies.base import FedPeft, StateValue
 
@@ -130,9 +131,7 @@ def stepped(global_tensors: Tensors, steps: Tensors) -> Tensors:
     Raises:
         WireError: check ``aggregate``: the result is not finite. Call this before any state is kept.
     """
-    with np.errstate(over="ignore"):
-        moved = {key: (global_tensors[key] + step).astype(global_tensors[key].dtype) for key, step in steps.items()}
-    new = canonical({key: value.copy() for key, value in global_tensors.items()} | moved)
+    new = moved(global_tensors, steps)
     check_aggregate(new, global_tensors)
     return new
 

@@ -232,8 +232,9 @@ def test_a_servers_learning_rate_shortens_the_step() -> None:
 
 def test_scaffold_refuses_clients_that_do_not_train_by_plain_sgd() -> None:
     with pytest.raises(ConfigError) as caught:
-        cfg.check(cfg.compose(["strategy=scaffold", "client.weight_decay=0.1"]))
+        cfg.build(cfg.compose(["strategy=scaffold", "client.weight_decay=0.1"])["strategy"])
     told = "\n".join(caught.value.problems)
     assert "client.optimizer=adamw (set client.optimizer=sgd)" in told
     assert "client.weight_decay=0.1 (set client.weight_decay=0)" in told
-    cfg.check(cfg.compose(["strategy=scaffold", "client.optimizer=sgd"]))
+    built = cfg.build(cfg.compose(["strategy=scaffold", "client.optimizer=sgd", "client.lr=0.3"])["strategy"])
+    assert (built.lr, built.num_clients) == (0.3, 20)
