@@ -117,3 +117,7 @@ class FedAdam(FedPeft):
         """Take both back."""
         self.moments = Moments.read(state)
         self.rule.load_state(without(state, RULE))
+
+    def notes(self) -> Mapping[str, object]:
+        """Return what the rule has to say."""
+        return inside(self, self.rule).notes()
