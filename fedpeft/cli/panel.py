@@ -48,7 +48,7 @@ def closing(state: Progress) -> RenderableType:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for label, value in _closing_facts(state):
-        table.add_row(_text(label), _text(value, style="bold" if label == "Accuracy" else ""))
+        table.add_row(_text(label), _text(value, style="bold" if label == state.measure.name else ""))
     return table
 
 
@@ -56,7 +56,8 @@ def round_line(state: Progress) -> str:
     """Return one round as a plain line."""
     record = state.last[-1] if state.last else {}
     place = f"round {state.server_round}/{state.num_rounds}" if state.server_round else "before training"
-    parts = [f"accuracy {numbers.percent(metric(record, 'accuracy'))}", f"loss {numbers.plain(metric(record, 'loss'))}"]
+    key, show = state.measure.key, state.measure.show
+    parts = [f"{key} {show(metric(record, key))}", f"loss {numbers.plain(metric(record, 'loss'))}"]
     if state.server_round:
         parts.append(f"replies {_replies(record)}")
         lost = record.get("dropped")
@@ -80,18 +81,18 @@ def closing_line(state: Progress) -> str:
 
 def _closing_facts(state: Progress) -> list[tuple[str, str]]:
     summary = state.summary or {}
-    before = _inner(summary, "initial", "accuracy", state.before)
-    after = _inner(summary, "final", "accuracy", state.now)
-    best = _inner(summary, "best", "accuracy", state.best)
+    measure = state.measure
+    before = _inner(summary, "initial", measure.key, state.before)
+    after = _inner(summary, "final", measure.key, state.now)
+    best = _inner(summary, "best", measure.key, state.best)
     down, up = _known(summary, "bytes_down", state.bytes_down), _known(summary, "bytes_up", state.bytes_up)
-    change = numbers.points(before, after)
+    change = measure.change(before, after)
     facts = [
         ("Run", f"{numbers.name(summary.get('status') or 'finished')}, {state.finished} of {state.num_rounds} rounds"),
-        ("Accuracy", f"{numbers.percent(before)} -> {numbers.percent(after)}" + (f" ({change})" if change else "")),
+        (measure.name, f"{measure.show(before)} -> {measure.show(after)}" + (f" ({change})" if change else "")),
         (
             "Best",
-            numbers.percent(best)
-            + (f" in round {state.best_round}" if best is not None and best == state.best else ""),
+            measure.show(best) + (f" in round {state.best_round}" if best is not None and best == state.best else ""),
         ),
         ("Dropped", _dropped(state)),
         ("Simulated", numbers.duration(_known(summary, "virtual_clock_s", state.virtual_clock_s))),
@@ -149,15 +150,16 @@ def _figures(state: Progress, narrow: bool) -> Table:
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", width=8)
+    measure = state.measure
+    table.add_column(style="dim", width=max(8, len(measure.name)))
     table.add_column(overflow="fold")
-    best = numbers.percent(state.best)
+    best = measure.show(state.best)
     if state.best is not None and not narrow:
         best += f" (round {state.best_round})"
-    accuracy = _text(f"{numbers.percent(state.before)} before,")
-    accuracy.append(f" {numbers.percent(state.now)} now", style="bold")
-    accuracy.append(f", best {best}")
-    table.add_row(_text("Accuracy"), accuracy)
+    line = _text(f"{measure.show(state.before)} before,")
+    line.append(f" {measure.show(state.now)} now", style="bold")
+    line.append(f", best {best}")
+    table.add_row(_text(measure.name), line)
     table.add_row(_text("Bytes"), _text(f"{numbers.size(state.bytes_down)} down, {numbers.size(state.bytes_up)} up"))
     table.add_row(_text("Clock"), _text(f"{numbers.duration(state.virtual_clock_s)} simulated"))
     table.add_row(_text("Dropped"), _text(_dropped(state), style="yellow" if state.dropped else ""))
@@ -167,11 +169,12 @@ def _figures(state: Progress, narrow: bool) -> Table:
 def _rounds(state: Progress, narrow: bool) -> Table:
     from rich.table import Table
 
+    key, show = state.measure.key, state.measure.show
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     columns = (
-        ["round", "accuracy", "loss", "replies", "simulated"]
+        ["round", key, "loss", "replies", "simulated"]
         if narrow
-        else ["round", "accuracy", "loss", "replies", "down + up", "simulated", "wall"]
+        else ["round", key, "loss", "replies", "down + up", "simulated", "wall"]
     )
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
@@ -180,7 +183,7 @@ def _rounds(state: Progress, narrow: bool) -> Table:
         down, up = number(record, "bytes_down"), number(record, "bytes_up")
         cells = {
             "round": str(record.get("round")),
-            "accuracy": numbers.percent(metric(record, "accuracy")),
+            key: show(metric(record, key)),
             "loss": numbers.plain(metric(record, "loss")),
             "replies": _replies(record) if trained else numbers.UNKNOWN,
             "down + up": numbers.size((down or 0) + (up or 0))

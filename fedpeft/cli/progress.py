@@ -18,6 +18,7 @@ from fedpeft.core.events import (
     RunStarted,
 )
 from fedpeft.report import numbers
+from fedpeft.report.measure import ACCURACY, Measure, measure_of
 
 SHOWN_ROUNDS = 6
 
@@ -42,7 +43,8 @@ class Progress:
         clock: returns seconds that only grow; for the time that is left.
         phase: what is going on now, for a person.
         done: finished parts of this phase, of ``total``.
-        before: accuracy of the model before training; None until known.
+        measure: what the run is measured by; accuracy until a round says otherwise.
+        before: the measure of the model before training; None until known.
         dropped: clients dropped so far by outcome, this round's included.
         bytes_down: bytes from server to clients so far, in training and in evaluation.
         bytes_up: bytes from clients to server so far.
@@ -60,6 +62,7 @@ class Progress:
     phase: str = "starting"
     done: int = 0
     total: int = 0
+    measure: Measure = ACCURACY
     before: float | None = None
     now: float | None = None
     best: float | None = None
@@ -134,15 +137,17 @@ class Progress:
         self.finished = max(self.finished, server_round)
         self.phase, self.done, self.total = "between rounds", 0, 0
         self._settle_counts(record)
+        if isinstance(record.get("eval"), Mapping):
+            self.measure = measure_of(record["eval"])
         if server_round == 0:
-            self.before, self._started = metric(record, "accuracy"), self.clock()
+            self.before, self._started = metric(record, self.measure.key), self.clock()
         clock = number(record, "virtual_clock_s")
         self.virtual_clock_s = self.virtual_clock_s if clock is None else clock
-        accuracy = metric(record, "accuracy")
-        if accuracy is not None:
-            self.now = accuracy
-            if self.best is None or accuracy > self.best:
-                self.best, self.best_round = accuracy, server_round
+        value = metric(record, self.measure.key)
+        if value is not None:
+            self.now = value
+            if self.best is None or (value != self.best and self.measure.best((value, self.best)) == value):
+                self.best, self.best_round = value, server_round
         self.last = [*self.last, {"round": server_round, **record}][-SHOWN_ROUNDS:]
 
     def _settle_counts(self, record: Mapping[str, Any]) -> None:

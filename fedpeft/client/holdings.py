@@ -25,7 +25,7 @@ def describe_data(runtime: Runtime, most: int = 200) -> dict[str, Any]:
         })  # fmt: skip
     return {
         "num_clients": runtime.config["num_clients"],
-        "num_train": len(data.rows),
+        "num_train": int(data.partition.sizes().sum()),
         "num_eval": len(data.eval_rows),
         "labels": list(data.label_names),
         "groups": list(data.group_names),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,6 +33,9 @@ from fedpeft.methods.base import Method, Tunable, extract_tensors, load_tensors
 from fedpeft.methods.lora import LoRA
 from fedpeft.tasks.base import Scores
 from fedpeft.tasks.batches import evaluation_batches, shards, training_batches
+
+if TYPE_CHECKING:
+    from torch import nn
 
 RESIDUAL = "residual."
 """Prefix, in a client's own state, of what its codec kept back."""
@@ -237,10 +241,21 @@ class Runtime:
             tensors: what ``FedPeft.model_tensors`` returns.
             shard: number of the part.
         """
+        task, batches = self.examples.eval_task, self.eval_shards[shard]
+        with self.global_model(tensors):
+            return evaluate(self.tunable, task, batches, dtype=self.dtype, flops=self.eval_flops)
+
+    @contextmanager
+    def global_model(self, tensors: Tensors) -> Iterator[nn.Module]:
+        """Lend the model as the global tensors make it, for evaluation.
+
+        Args:
+            tensors: what ``FedPeft.model_tensors`` returns.
+        """
         self._enter(tensors, Orders(), {})
-        batches = self.eval_shards[shard]
         with merged(self.tunable, tensors):
-            return evaluate(self.tunable, self.examples.eval_task, batches, dtype=self.dtype, flops=self.eval_flops)
+            self.tunable.model.eval()
+            yield self.tunable.model
 
     def payload_spec(self, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorSpec]:
         """Return what a message's tensors must look like, from its config and the shapes that it claims."""

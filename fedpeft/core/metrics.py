@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,16 @@ GROUP_METRICS = frozenset({"group-correct", "group-count"})
 LAYER_SCORES = "layer-scores"
 MAX_GROUPS = 2**16
 MAX_LAYERS = 2**12
+
+MAX_EXPONENT = 50.0
+
+
+def perplexity(loss: float) -> float:
+    """Return ``exp(loss)`` of a mean loss in nats: among how many equally likely tokens a model is undecided.
+
+    Losses above 50 are taken for 50, which is 5e21: a larger number says no more, and infinity is no JSON.
+    """
+    return math.exp(min(loss, MAX_EXPONENT))
 
 
 def read_metrics(content: RecordDict, max_examples: int) -> dict[str, float]:

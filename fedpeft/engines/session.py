@@ -23,6 +23,7 @@ from fedpeft.server.evaluate import ShardMap
 from fedpeft.server.files import write_json
 from fedpeft.server.record import RunRecord
 from fedpeft.server.rounds import Session
+from fedpeft.server.samples import write_samples
 from fedpeft.tasks.base import Scores
 
 PACKAGES = ("flwr", "torch", "transformers", "peft", "opacus", "numpy", "hydra-core", "flwr-datasets", "datasets")
@@ -86,6 +87,7 @@ def open_session(
         fixed={"name": config["name"], "workers": workers, "seed": config["seed"], "versions": versions()},
         started_at=started_at,
         group_names=runtime.examples.group_names,
+        task_kind=config["task"]["kind"],
         memory_mb=memory_mb,
         # Without a checkpoint everything is done again: what a killed process put on record must not stay beside it.
         resume_after=checkpoint.server_round if checkpoint else 0,
@@ -108,8 +110,11 @@ def close_session(session: Session, status: str) -> dict[str, Any]:
     if newest is not None:
         base = runtime.model_path if not Path(runtime.model_path).exists() else os.path.abspath(runtime.model_path)
         # A head that never travelled is saved as it began: with another one the adapter would mean something else.
-        tensors = {**runtime.initial_head, **model_of(runtime.config, newest)}
+        final = model_of(runtime.config, newest)
+        tensors = {**runtime.initial_head, **final}
         runtime.method.save(tensors, run_dir / "adapter", base_model=base, head_keys=frozenset(runtime.initial_head))
+        if status == "finished":
+            write_samples(run_dir, runtime, final)
     summary = session.record.write_summary(status)
     tell(session.observers, RunFinished(summary=summary))
     return summary

@@ -34,6 +34,7 @@ class Table:
     Attributes:
         marked: rows to highlight.
         folded: show it closed, behind its caption.
+        wraps: cells hold sentences, which may take several lines.
     """
 
     caption: str
@@ -43,6 +44,7 @@ class Table:
     marked: frozenset[int] = frozenset()
     folded: bool = False
     note: str = ""
+    wraps: bool = False
 
     @property
     def narrow(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from fedpeft.report import numbers, series
 from fedpeft.report.blocks import Fold, Section, Table, titled
+from fedpeft.report.measure import Measure
 from fedpeft.report.reader import RunView
 from fedpeft.report.rows import RoundRow
 
@@ -15,11 +16,11 @@ MOST_ROUNDS = 1000
 def key_figures(view: RunView) -> list[tuple[str, str, str]]:
     """Return what a person asks first of a run: label, value and a detail, in a fixed order."""
     facts = view.figures
-    rows, accuracy = view.rounds, series.points(view, "accuracy")[1]
+    rows, measure = view.rounds, series.measure(view)
     done = max((row.round for row in rows), default=0)
     planned = view.config.get("rounds")
-    xs, ys = series.points(view, "accuracy")
-    best = max(range(len(ys)), key=ys.__getitem__) if ys else None
+    xs, ys = series.points(view, measure.key)
+    best = ys.index(measure.best(ys)) if ys else None
     clock = _first(
         facts.number("virtual_clock_s"),
         next((r.virtual_clock_s for r in reversed(rows) if r.virtual_clock_s is not None), None),
@@ -28,12 +29,12 @@ def key_figures(view: RunView) -> list[tuple[str, str, str]]:
     cpu = _first(facts.number("train_cpu_s"), _total(row.train_cpu_s for row in rows))
     epsilon = _first(facts.number("epsilon"), next((r.epsilon for r in reversed(rows) if r.epsilon is not None), None))
     memory, delta, ratio = facts.number("peak_rss_mb"), facts.number("delta"), facts.number("overhead_ratio")
-    change = f"{numbers.percent(accuracy[0])} before" if accuracy else ""
+    change = f"{measure.show(ys[0])} before" if ys else ""
     found = [
-        ("Accuracy", numbers.percent(accuracy[-1] if accuracy else None), change),
+        (measure.name, measure.show(ys[-1] if ys else None), change),
         (
-            "Best accuracy",
-            numbers.percent(ys[best] if best is not None else None),
+            f"Best {measure.key}",
+            measure.show(ys[best] if best is not None else None),
             f"round {xs[best]:.0f}" if best is not None else "",
         ),
         ("Rounds", numbers.count(done), f"of {planned:,} planned" if isinstance(planned, int) else ""),
@@ -78,8 +79,9 @@ def comparison(views: Sequence[RunView], names: Sequence[str]) -> Table:
     found = [{label: (value, detail) for label, value, detail in key_figures(view)} for view in views]
     labels = list(dict.fromkeys(label for figures in found for label in figures))
     rows = [("Status", *(view.status for view in views))]
-    before = [series.points(view, "accuracy")[1] for view in views]
-    rows.append(("Accuracy before", *(numbers.percent(ys[0] if ys else None) for ys in before)))
+    for measure in dict.fromkeys(series.measure(view) for view in views):
+        before = [series.points(view, measure.key)[1] for view in views]
+        rows.append((f"{measure.name} before", *(measure.show(ys[0] if ys else None) for ys in before)))
     rows += [(label, *(figures.get(label, (numbers.UNKNOWN, ""))[0] for figures in found)) for label in labels]
     return Table(caption="Key figures", head=("", *(numbers.name(name) for name in names)), rows=tuple(rows))
 
@@ -89,11 +91,12 @@ def rounds(views: Sequence[RunView], names: Sequence[str]) -> Section:
     tables = []
     for view, name in zip(views, names, strict=True):
         if view.rounds:
-            rows = tuple(_round_row(row) for row in view.rounds[-MOST_ROUNDS:])
+            measure = series.measure(view)
+            rows = tuple(_round_row(row, measure) for row in view.rounds[-MOST_ROUNDS:])
             note = f"The last {MOST_ROUNDS:,} of {len(view.rounds):,} rounds." if len(view.rounds) > MOST_ROUNDS else ""
             head = (
                 "round",
-                "accuracy",
+                measure.key,
                 "loss",
                 "training loss",
                 "cohort",
@@ -110,10 +113,10 @@ def rounds(views: Sequence[RunView], names: Sequence[str]) -> Section:
     return Section(title="Rounds", tables=tuple(tables), missing=() if tables else ("No round is on record yet.",))
 
 
-def _round_row(row: RoundRow) -> tuple[str, ...]:
+def _round_row(row: RoundRow, measure: Measure) -> tuple[str, ...]:
     return (
         str(row.round),
-        numbers.percent(row.eval.get("accuracy")),
+        measure.show(row.eval.get(measure.key)),
         numbers.plain(row.eval.get("loss")),
         numbers.plain(row.train_loss),
         numbers.count(row.cohort_size),

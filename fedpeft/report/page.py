@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedpeft.core.errors import ReportError
-from fedpeft.report import costs, holdings, learning, numbers, overview, participants, rule
+from fedpeft.report import costs, holdings, learning, numbers, on_clients, overview, participants, rule, samples
 from fedpeft.report.blocks import Section
 from fedpeft.report.plots import colour_variable
 from fedpeft.report.reader import RunView, read_run
@@ -84,7 +84,8 @@ def sections(views: Sequence[RunView], names: Sequence[str]) -> list[Section]:
     makers = (
         learning.learning,
         learning.groups,
-        learning.client_evaluation,
+        on_clients.client_evaluation,
+        samples.samples,
         rule.rule,
         costs.time,
         costs.traffic,

@@ -161,8 +161,10 @@ def rows(key: str, labels: Sequence[str], parts: Sequence[Part], *, x_label: str
         return _svg(figure, key)
 
 
-def strips(key: str, labels: Sequence[str], values: Sequence[Sequence[float]], *, x_label: str) -> str:
-    """Draw one dot a value and a bar at the median, one row a label; values are shares 0..1. Returns the SVG."""
+def strips(
+    key: str, labels: Sequence[str], values: Sequence[Sequence[float]], *, x_label: str, percent: bool = True
+) -> str:
+    """Draw one dot a value and a bar at the median, one row a label, and return the SVG; shares are in percent."""
     with _canvas(70 + 24 * max(len(labels), 2)) as (figure, axes):
         for place, found in enumerate(values):
             axes.plot(
@@ -182,7 +184,7 @@ def strips(key: str, labels: Sequence[str], values: Sequence[Sequence[float]], *
         axes.set_xlabel(x_label)
         axes.grid(axis="x")
         axes.spines["bottom"].set_visible(False)
-        _ticks(axes.xaxis, 6, percent=True)
+        _ticks(axes.xaxis, 6, percent=percent)
         return _svg(figure, key)
 
 

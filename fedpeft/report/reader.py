@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedpeft.core.errors import ReportError
-from fedpeft.report.rows import ClientRow, DataView, EvaluationRow, Fields, RoundRow
+from fedpeft.report.rows import ClientRow, DataView, EvaluationRow, Fields, RoundRow, Sample
 
 _MARKS = ("config.yaml", "rounds.jsonl", "summary.json")
 _Row = TypeVar("_Row", RoundRow, ClientRow, EvaluationRow)
@@ -28,6 +28,7 @@ class RunView:
         clients: one row a client and round.
         evaluations: one row a client and evaluated round.
         data: who holds what, None where it was not written.
+        samples: what a language model said before and after, () where none was asked.
         notes: what the reader had to leave out, for a person.
     """
 
@@ -39,6 +40,7 @@ class RunView:
     clients: tuple[ClientRow, ...]
     evaluations: tuple[EvaluationRow, ...]
     data: DataView | None
+    samples: tuple[Sample, ...]
     notes: tuple[str, ...]
 
     @property
@@ -93,6 +95,7 @@ def read_run(path: Path | str) -> RunView:
             folder / "evaluations.jsonl", EvaluationRow.read, lambda row: (row.round, row.client_id), notes
         ),
         data=DataView.read(Fields(str(data_file), _read_object(data_file))) if data_file.is_file() else None,
+        samples=Sample.read_all(Fields(str(folder / "samples.json"), _read_object(folder / "samples.json"))),
         notes=tuple(notes),
     )
 

@@ -198,7 +198,12 @@ class EvaluationRow:
     device: str
     num_examples: int | None
     accuracy: float | None
+    perplexity: float | None
     loss: float | None
+
+    def by(self, measure: str) -> float | None:
+        """Return ``accuracy`` or ``perplexity``."""
+        return self.perplexity if measure == "perplexity" else self.accuracy
 
     @classmethod
     def read(cls, fields: Fields) -> EvaluationRow:
@@ -209,7 +214,29 @@ class EvaluationRow:
             device=fields.text("device", "unknown"),
             num_examples=fields.integer("num_examples"),
             accuracy=fields.number("accuracy"),
+            perplexity=fields.number("perplexity"),
             loss=fields.number("loss"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One entry of ``samples.json``: a prompt and what followed it, in the data and from the model."""
+
+    prompt: str
+    reference: str
+    initial: str
+    final: str
+
+    @classmethod
+    def read_all(cls, fields: Fields) -> tuple[Sample, ...]:
+        """Read the whole file. Raises ReportError where a type is wrong."""
+        items = fields.values.get("samples") or []
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            raise fields.wrong("samples", "a list of objects", items)
+        rows = [Fields(f"{fields.where}, sample {number}", item) for number, item in enumerate(items)]
+        return tuple(
+            cls(**{name: row.text(name) for name in ("prompt", "reference", "initial", "final")}) for row in rows
         )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedpeft.report.measure import ACCURACY, Measure, measure_of
 from fedpeft.report.reader import RunView
 from fedpeft.report.rows import ClientRow, RoundRow
 
@@ -25,7 +26,15 @@ class Bin:
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """How one model did over the clients: a row for each evaluated round. All are shares 0..1."""
+    """How one model did over the clients, by one measure: an entry for each evaluated round.
+
+    Attributes:
+        rounds: the rounds.
+        mean: mean of the clients.
+        worst: mean of the tenth of the clients that fares worst.
+        lower: a quarter of the clients has less.
+        upper: a quarter of the clients has more.
+    """
 
     rounds: list[int]
     mean: list[float]
@@ -37,6 +46,11 @@ class Spread:
 def metric(row: RoundRow, name: str) -> float | None:
     """Return a metric of a round, ``train_loss`` included."""
     return row.train_loss if name == "train_loss" else row.eval.get(name)
+
+
+def measure(view: RunView) -> Measure:
+    """Return what the run is measured by."""
+    return measure_of(view.figures.numbers("initial"), *(row.eval for row in view.rounds))
 
 
 def positions(view: RunView, axis: str) -> list[float | None]:
@@ -164,31 +178,32 @@ def median(values: Iterable[float | None]) -> float | None:
     return float(np.median(known)) if known else None
 
 
-def spread(view: RunView) -> Spread:
-    """Return mean, mean of the worst tenth (rounded up) and quartiles of the clients' accuracy, by evaluated round.
+def spread(view: RunView, measure: Measure = ACCURACY) -> Spread:
+    """Return mean, mean of the worst tenth (rounded up) and quartiles over the clients, by evaluated round.
 
     Where the run holds no line a client, the server's own mean and worst tenth stand in, without quartiles.
     """
     values: dict[int, list[float]] = {}
     for row in view.evaluations:
-        if row.accuracy is not None:
-            values.setdefault(row.round, []).append(row.accuracy)
+        if (value := row.by(measure.key)) is not None:
+            values.setdefault(row.round, []).append(value)
     if not values:
-        return _recorded_spread(view)
+        return _recorded_spread(view, measure)
     result = Spread(rounds=sorted(values), mean=[], worst=[], lower=[], upper=[])
     for number in result.rounds:
         ordered = np.sort(np.asarray(values[number]))
         result.mean.append(float(ordered.mean()))
-        result.worst.append(float(ordered[: -(-len(ordered) // 10)].mean()))
+        tenth = -(-len(ordered) // 10)
+        result.worst.append(float((ordered[-tenth:] if measure.low_is_good else ordered[:tenth]).mean()))
         result.lower.append(float(np.quantile(ordered, 0.25)))
         result.upper.append(float(np.quantile(ordered, 0.75)))
     return result
 
 
-def _recorded_spread(view: RunView) -> Spread:
+def _recorded_spread(view: RunView, measure: Measure) -> Spread:
     result = Spread(rounds=[], mean=[], worst=[], lower=[], upper=[])
     for row in view.rounds:
-        mean, worst = row.eval.get("client_accuracy_mean"), row.eval.get("client_accuracy_worst_decile")
+        mean, worst = (row.eval.get(f"client_{measure.key}_{which}") for which in ("mean", "worst_decile"))
         if mean is not None and worst is not None:
             result.rounds.append(row.round)
             result.mean.append(mean)

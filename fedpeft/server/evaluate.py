@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from fedpeft.core.events import EvaluationProgress, Observer, tell
+from fedpeft.core.metrics import perplexity
 from fedpeft.core.types import Tensors
 from fedpeft.strategies.metrics import group_accuracies
 from fedpeft.tasks.base import Scores
@@ -21,6 +22,7 @@ def evaluate_global(
     num_shards: int,
     shard_map: ShardMap,
     group_names: Sequence[str],
+    task_kind: str,
     server_round: int,
     observers: tuple[Observer, ...],
 ) -> tuple[dict[str, float], float]:
@@ -37,7 +39,22 @@ def evaluate_global(
     total = Scores(loss=0.0, correct=zeros, count=zeros)
     for shard in sorted(parts):
         total = total + parts[shard]
-    metrics = {"accuracy": total.accuracy, "loss": total.mean_loss}
-    if len(group_names) > 1:
-        metrics |= group_accuracies("accuracy", group_names, total.correct, total.count)
-    return metrics, total.cpu_s
+    return figures(total, group_names, task_kind), total.cpu_s
+
+
+def figures(scores: Scores, group_names: Sequence[str], task_kind: str) -> dict[str, float]:
+    """Return what is put on record of an evaluation.
+
+    ``accuracy`` and ``loss`` of a classification; ``perplexity``, ``token_accuracy`` and ``loss`` of a language model,
+    over all tokens; either accuracy also by group, ``accuracy/<group>``.
+
+    Args:
+        scores: sums over all examples.
+        group_names: names of the groups.
+        task_kind: ``classification`` or ``causal_lm``.
+    """
+    causal = task_kind == "causal_lm"
+    name = "token_accuracy" if causal else "accuracy"
+    found = {"perplexity": perplexity(scores.mean_loss)} if causal else {}
+    found |= {name: scores.accuracy, "loss": scores.mean_loss}
+    return found | group_accuracies(name, group_names, list(scores.correct), list(scores.count))

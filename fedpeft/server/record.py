@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedpeft.core.events import ClientRejected, ClientReplied, Event, ExchangeStarted, RoundKept
+from fedpeft.core.events import Aggregated, ClientRejected, ClientReplied, Event, ExchangeStarted, RoundKept
+from fedpeft.core.metrics import perplexity
 from fedpeft.core.wire import NUM_EXAMPLES
 from fedpeft.server.files import append_lines, keep_rounds, write_json
 from fedpeft.strategies.metrics import aggregate_client_evaluations, group_accuracies
@@ -25,6 +26,7 @@ class _Round:
     replies: dict[tuple[str, int], ClientReplied] = field(default_factory=dict)
     rejected: dict[tuple[str, int], ClientRejected] = field(default_factory=dict)
     kept: str | None = None
+    aggregated: Aggregated | None = None
 
 
 class RunRecord:
@@ -35,6 +37,7 @@ class RunRecord:
         fixed: entries of the summary that never change: name, rounds, workers, seed, versions ...
         started_at: ``time.time()`` at which the process, or this run of a sweep, began.
         group_names: names of the groups, for evaluations.
+        task_kind: ``classification`` or ``causal_lm``: what evaluations say.
         memory_mb: measures the memory of the whole process tree.
         resume_after: rounds after this one are cut off from the tables of an earlier process; 0 for a new run.
         initial: the evaluation before training, of an earlier process.
@@ -47,6 +50,7 @@ class RunRecord:
         fixed: Mapping[str, Any],
         started_at: float,
         group_names: Sequence[str],
+        task_kind: str = "classification",
         memory_mb: Callable[[], float],
         resume_after: int = 0,
         initial: Mapping[str, float] | None = None,
@@ -55,6 +59,7 @@ class RunRecord:
         self._fixed = dict(fixed)
         self._started_at = started_at
         self._groups = list(group_names)
+        self._task_kind = task_kind
         self._memory_mb = memory_mb
         self._initial = dict(initial or {})
         self._initial_cpu_s = 0.0
@@ -77,6 +82,8 @@ class RunRecord:
                 self._round.replies[event.kind, event.client_id] = event
             case ClientRejected():
                 self._round.rejected[event.kind, event.client_id] = event
+            case Aggregated():
+                self._round.aggregated = event
             case RoundKept():
                 self._round.kept = event.reason
         self._sample_memory()
@@ -139,14 +146,16 @@ class RunRecord:
             "eval_bytes_down": sum(event.bytes_down for event in evaluated),
             "eval_bytes_up": sum(event.bytes_up for event in evaluated),
             "eval_virtual_s": round(eval_virtual_s, 6),
+            "strategy": dict(notes),
             "kept": done.kept,
+            "aggregate_s": round(done.aggregated.seconds, 6) if done.aggregated else None,
+            "product_error": done.aggregated.product_error if done.aggregated else None,
         }
         self._rows.append(row)
         append_lines(self._dir / CLIENTS, clients)
         append_lines(self._dir / EVALUATIONS, [self._evaluation_row(server_round, event) for event in evaluated_well])
         append_lines(self._dir / ROUNDS, [row])
         self.write_summary("running")
-            "strategy": dict(notes),
         return row
 
     def write_summary(self, status: str) -> dict[str, Any]:
@@ -164,7 +173,7 @@ class RunRecord:
             "rounds": len(rounds),
             "initial": self._initial,
             "final": rounds[-1]["eval"] if rounds else self._initial,
-            "best": max((row["eval"] for row in rounds), key=lambda e: e.get("accuracy", 0.0), default=self._initial),
+            "best": max((row["eval"] for row in rounds), key=_merit, default=self._initial),
             "wall_s": round(wall_s, 3),
             "startup_s": round(self._startup_s, 3),
             "train_cpu_s": round(train_cpu_s, 3),
@@ -223,27 +232,35 @@ class RunRecord:
     def _client_figures(self, evaluated: list[ClientReplied]) -> dict[str, float]:
         """Return the figures of an evaluation on the clients, {} without one."""
         record = aggregate_client_evaluations(
-            {event.client_id: event.metrics for event in evaluated if _is_evaluation(event.metrics)}
+            {event.client_id: event.metrics for event in evaluated if _is_evaluation(event.metrics)}, self._task_kind
         )
         if record is None:
             return {}
         figures = {name: float(value) for name, value in record.items() if name.startswith("client_")}  # type: ignore[arg-type]
-        if len(self._groups) > 1 and "group-count" in record:
-            figures |= group_accuracies("client_accuracy", self._groups, record["group-correct"], record["group-count"])  # type: ignore[arg-type]
+        if len(record.get("group-count", [])) == len(self._groups):  # type: ignore[arg-type]
+            name = "client_token_accuracy" if self._task_kind == "causal_lm" else "client_accuracy"
+            figures |= group_accuracies(name, self._groups, record["group-correct"], record["group-count"])  # type: ignore[arg-type]
         return figures
 
     def _evaluation_row(self, server_round: int, event: ClientReplied) -> dict[str, Any]:
         correct, count = (event.metrics.get(f"group-{name}", []) for name in ("correct", "count"))
         groups = {name: c / n for name, c, n in zip(self._groups, correct, count, strict=False) if n}  # type: ignore[arg-type]
+        accuracy, loss = _number(event.metrics.get("eval-accuracy")), _number(event.metrics.get("eval-loss"))
+        causal = self._task_kind == "causal_lm"
         return {
             "round": server_round,
             "client_id": event.client_id,
             "device": event.device,
             "num_examples": int(_number(event.metrics.get(NUM_EXAMPLES))),
-            "accuracy": _number(event.metrics.get("eval-accuracy")),
-            "loss": _number(event.metrics.get("eval-loss")),
+            **({"perplexity": perplexity(loss), "token_accuracy": accuracy} if causal else {"accuracy": accuracy}),
+            "loss": loss,
             "groups": groups,
         }
+
+
+def _merit(metrics: Mapping[str, float]) -> float:
+    """Return what makes one evaluation better than another: accuracy, or low perplexity."""
+    return -metrics["perplexity"] if "perplexity" in metrics else metrics.get("accuracy", 0.0)
 
 
 def _is_evaluation(metrics: Mapping[str, Any]) -> bool:

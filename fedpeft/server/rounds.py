@@ -74,6 +74,7 @@ class Rounds:
             num_shards=len(session.runtime.eval_shards),
             shard_map=session.shard_map,
             group_names=session.runtime.examples.group_names,
+            task_kind=session.runtime.config["task"]["kind"],
             server_round=server_round,
             observers=session.observers,
         )
@@ -108,7 +109,6 @@ class Rounds:
             self.save(server_round, arrays)
         return metrics
 
-    def _oldest_checkpoint(self) -> int:
     def _notes(self) -> dict[str, Any]:
         """Return the strategy's notes as JSON has them.
 
@@ -126,6 +126,7 @@ class Rounds:
                 "float(x) or x.tolist())"
             ) from error
 
+    def _oldest_checkpoint(self) -> int:
         """Return the round of the oldest kept checkpoint: a damaged newer one makes a resume fall back to it."""
         return min((server_round for server_round, _ in find_checkpoints(self._folder)), default=0)
 

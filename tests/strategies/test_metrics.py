@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
+from fedpeft.core.metrics import perplexity
 from fedpeft.core.types import ClientInfo, ClientUpdate
-from fedpeft.strategies.metrics import aggregate_client_evaluations, group_accuracies, mean_train_metrics, worst_decile
+from fedpeft.strategies.metrics import (
+    MOST_GROUPS,
+    aggregate_client_evaluations,
+    group_accuracies,
+    mean_train_metrics,
+    worst_decile,
+)
 
 
 def update(client_id: int, num_examples: int, **metrics: float) -> ClientUpdate:
@@ -75,6 +84,37 @@ def test_client_evaluations_weigh_clients_equally() -> None:
         "client_accuracy_mean": 0.5, "client_accuracy_worst_decile": 0.0, "client_loss_mean": 3.0, "num-clients": 3.0,
         "group-correct": [602.0, 400.0], "group-count": [604.0, 401.0],
     }  # fmt: skip
+
+
+def test_perplexities_are_worst_where_they_are_highest() -> None:
+    """Losses ln 2, ln 4, ln 12: perplexities 2, 4, 12, mean 6, worst tenth of three 12; token accuracy 0.9 / 3."""
+    results = {
+        i: {"eval-loss": math.log(p), "eval-accuracy": a} for i, (p, a) in enumerate([(2, 0.5), (4, 0.3), (12, 0.1)])
+    }
+    record = aggregate_client_evaluations(results, "causal_lm")
+    assert record is not None
+    assert {name: value for name, value in record.items() if isinstance(value, float)} == pytest.approx(
+        {
+            "client_perplexity_mean": 6.0,
+            "client_perplexity_worst_decile": 12.0,
+            "client_token_accuracy_mean": 0.3,
+            "client_loss_mean": math.log(96) / 3,
+            "num-clients": 3.0,
+        }
+    )
+
+
+def test_perplexity_of_a_claimed_loss_stays_a_number() -> None:
+    """e^50 = 5.18e21 is the most; a loss of 1e18 would be infinite."""
+    assert perplexity(math.log(47)) == pytest.approx(47)
+    assert perplexity(1e18) == perplexity(50.0) == pytest.approx(5.1847e21, rel=1e-4)
+
+
+def test_figures_by_group_are_left_out_where_groups_are_people() -> None:
+    names = [f"user-{i}" for i in range(MOST_GROUPS + 1)]
+    ones = [1.0] * len(names)
+    assert len(group_accuracies("accuracy", names[:-1], ones[:-1], ones[:-1])) == MOST_GROUPS
+    assert group_accuracies("accuracy", names, ones, ones) == {} == group_accuracies("accuracy", ["all"], [1.0], [1.0])
 
 
 def test_no_evaluations_give_nothing() -> None:
