@@ -171,6 +171,12 @@ def round_of(content: RecordDict) -> int:
     return next((int(r) for r in rounds if isinstance(r, int)), 0)
 
 
+def rank_of(content: RecordDict) -> int | None:
+    """Return the LoRA rank that a message orders, None when it orders none."""
+    ranks = [record.get("orders.rank") for record in content.config_records.values()]
+    return next((int(r) for r in ranks if isinstance(r, int) and r), None)
+
+
 def read_instruction(content: RecordDict, spec: Mapping[str, TensorSpec] | SpecFor, *, max_bytes: int) -> Instruction:
     """Check what the server sent, with the same rules the server applies to clients.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event
 
 from flwr.app import Error, Message, RecordDict
@@ -116,7 +116,7 @@ class ClockedGrid(Grid):
             if client is not None and kind in ("train", "evaluate"):
                 self._sent[message_id] = _Sent(
                     message=message,
-                    client=client,
+                    client=replace(client, rank=wire.rank_of(message.content) or client.rank),
                     kind=kind,
                     server_round=wire.round_of(message.content),
                     bytes_down=wire.content_bytes(message.content),

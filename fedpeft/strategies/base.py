@@ -264,12 +264,14 @@ class FedPeft(Strategy):
             common = record if sent is self._global else common
             content = wire.instruction(record, server_round, self.identity, entries)
             messages.append(Message(content, dst_node_id=client.node_id, message_type=kind))
+            orders = Orders.read(entries)
+            rank, scaling = orders.rank or client.rank, orders.scaling or client.scaling
             self._expected[client.node_id] = Expectation(
-                client=client,
+                client=replace(client, rank=rank, scaling=scaling),
                 server_round=server_round,
                 identity=self.identity,
                 sent=sent,
-                returned=Orders.read(entries).returned(sent),
+                returned=orders.returned(sent),
                 codec=self.codec,
             )
         return messages

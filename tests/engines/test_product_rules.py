@@ -119,6 +119,7 @@ def test_bytes_follow_the_ranks_that_devices_train_at(run: Run, rule: str) -> No
     assert {size for device, size in by_device.items() if device.startswith("phone")} == {1024}
     assert {size for device, size in by_device.items() if device.startswith("laptop")} <= {4 * 1024}
     assert len(set(by_device.values())) > 1
+    assert all(row["adapter_bytes"] == 1024 * row["rank"] for row in rows(run(rule), "clients.jsonl"))
 
 
 def test_ranks_are_pruned_where_tails_shrink(run: Run) -> None:
@@ -131,3 +132,4 @@ def test_ranks_are_pruned_where_tails_shrink(run: Run) -> None:
     for row in rows(config, "clients.jsonl"):
         sizes[row["round"]] += row["adapter_bytes"]
     assert sizes[4] < sizes[1]
+    assert all(row["adapter_bytes"] == 1024 * row["rank"] for row in rows(config, "clients.jsonl"))
