@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from fedpeft.core.masks import mask_size
 from fedpeft.core.orders import CONTROL, MERGE, Orders
 from fedpeft.core.pairs import lora_pairs
 from fedpeft.core.paths import conf_dir
@@ -29,6 +30,8 @@ SHAPES = {"base_model.model.layer.0.query": (5, 4), "base_model.model.layer.1.va
 HEAD = "base_model.model.classifier.weight"
 DEVICES = ("large", "small", "middle")
 RANKS = {"large": 3, "middle": 2, "small": 1}
+DENSITY = 0.25
+"""Share of a weight that masks cover: 5 and 6 places."""
 
 
 def strategies() -> list[type[FedPeft]]:
@@ -49,11 +52,12 @@ def settings(kind: type[FedPeft]) -> dict[str, Any]:
     for path in sorted((conf_dir() / "strategy").glob("*.yaml")):
         node = yaml.safe_load(path.read_text())
         if node["_target_"] == f"{kind.__module__}.{kind.__qualname__}":
-            return {
+            own = {
                 k: v
                 for k, v in node.items()
                 if k not in ("_target_", "defaults") and not (isinstance(v, str) and v.startswith("${"))
             }
+            return {**own, "density": DENSITY} if "sparse" in kind.requires else own
     return {}
 
 
@@ -97,7 +101,7 @@ def world(kind: type[FedPeft], mixed: bool | None = None) -> World:
         tensors[f"{module}.lora_A.weight"] = rng.normal(size=(RANK, n)).astype(np.float32)
         tensors[f"{module}.lora_B.weight"] = rng.normal(size=(m, RANK)).astype(np.float32)
         if "sparse" in kind.requires:
-            tensors[f"{module}.sparse_values"] = np.zeros(max(1, m * n // 4), np.float32)
+            tensors[f"{module}.sparse_values"] = np.zeros(mask_size((m, n), DENSITY), np.float32)
         if "core" in kind.requires:
             tensors[f"{module}.lora_R.weight"] = rng.normal(size=(RANK, RANK)).astype(np.float32)
     mixed = kind.mixed_ranks if mixed is None else mixed

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedpeft.client.fitting import frozen_weight
 from fedpeft.client.probes import hessian_product, layer_scores
 from fedpeft.client.trainer import autocast
 from fedpeft.core.metrics import LAYER_SCORES
-from fedpeft.core.pairs import Pair, lora_pairs
+from fedpeft.core.pairs import lora_pairs
 from fedpeft.core.spectrum import density, selected_share
 from fedpeft.core.types import Tensors
 from fedpeft.methods.base import Tunable
@@ -74,8 +73,8 @@ def measure(
     if probe == "curvature":
         share = curvature_share(tunable, parameters, task, chosen, dtype=dtype, rng=rng)
         return Measured(metrics={"layer-share": share}, passes=1 + 2 * LANCZOS_STEPS)
-    tensors = gradient_factors(tunable, task, chosen, dtype=dtype)
-    return Measured(tensors=tensors, passes=count / SCORED_EXAMPLES)
+    tensors, loss = gradient_factors(tunable, task, chosen, dtype=dtype)
+    return Measured(metrics={"train-loss": loss}, tensors=tensors, passes=count / SCORED_EXAMPLES)
 
 
 def curvature_share(
@@ -87,56 +86,95 @@ def curvature_share(
     dtype: str,
     rng: np.random.Generator,
 ) -> float:
-    """Return FedPepTAO's share of layers from the Hessian's eigenvalue density (``core.spectrum.selected_share``)."""
+    """Return FedPepTAO's share of layers from the Hessian's eigenvalue density (``core.spectrum.selected_share``).
+
+    The Hessian is that with respect to the adapter's tensors; those of a head are left out.
+
+    Differs: eigenvalues are divided by the largest in magnitude before they are scanned, so that a loss and a thousand
+    times that loss keep as many layers; the paper's scan is in units of the loss, and finds nothing in small encoders.
+    """
     batch = task.collate(rows)
     was_training = tunable.model.training
     tunable.model.eval()
     try:
-        product = hessian_product(lambda: task.per_example_loss(tunable.model, batch).mean(), parameters, dtype=dtype)
-        dim = sum(parameter.numel() for parameter in parameters)
+        adapter = [value for key, value in tunable.shared.items() if key not in tunable.head_keys]
+        trained = {id(parameter) for parameter in parameters}
+        chosen = [value for value in adapter if id(value) in trained]
+        product = hessian_product(lambda: task.per_example_loss(tunable.model, batch).mean(), chosen, dtype=dtype)
+        dim = sum(parameter.numel() for parameter in chosen)
         nodes, weights = density(product, dim, num_steps=min(LANCZOS_STEPS, dim), rng=rng)
     finally:
         tunable.model.train(was_training)
-    return selected_share(nodes, weights)
+    return selected_share(nodes / (np.abs(nodes).max() or 1.0), weights)
 
 
-def gradient_factors(tunable: Tunable, task: Task, rows: np.ndarray, *, dtype: str) -> Tensors:
-    """Return rank-r factors of the loss's gradient with respect to each adapted weight, head tensors not among them.
+def gradient_factors(tunable: Tunable, task: Task, rows: np.ndarray, *, dtype: str) -> tuple[Tensors, float]:
+    """Return rank-r factors of the loss's gradient with respect to each adapted weight, and the loss.
 
-        G = dL / dW, (out, in);   lora_B = U_r S_r, lora_A = V_r^T of its singular value decomposition
+        G = dL / dW = sum_t g_t x_t^T, (out, in);   lora_B = U_r S_r, lora_A = V_r^T of its singular value decomposition
+
+    x_t and g_t are the input of the adapted module at token t and the gradient of its output there. The weights
+    themselves are not asked for a gradient, so that they may be stored in any form and layout.
 
     Args:
-        tunable: the model; its adapted modules must hold float weights.
+        tunable: the model, loaded; its mode is restored.
         task: batches and losses.
         rows: examples that the loss is the mean of.
-        dtype: dtype of the products.
+        dtype: dtype of the products; sums are float32.
     """
     import torch
 
     pairs = lora_pairs(tunable.shared, strict=False)
+    layers: list[Any] = [tunable.model.get_submodule(p.module.removeprefix("base_model.model.")) for p in pairs]
+    sums = [torch.zeros(tunable.shared[p.b].shape[0], tunable.shared[p.a].shape[1]) for p in pairs]
+    was_training, total = tunable.model.training, 0.0
     tunable.model.eval()
-    with _opened(tunable, pairs) as weights:
-        with autocast(dtype):
-            loss = task.per_example_loss(tunable.model, task.collate(rows)).mean()
-        gradients = torch.autograd.grad(loss, [weight for weight, _ in weights])
+    try:
+        # Part by part, so that no more activations are alive than in a small training step.
+        for part in np.array_split(rows, -(-len(rows) // SCORED_EXAMPLES)):
+            with _watched([layer.base_layer for layer in layers]) as seen, autocast(dtype):
+                loss = task.per_example_loss(tunable.model, task.collate(part)).sum() / len(rows)
+            total += float(loss.detach())
+            gradients = torch.autograd.grad(loss, [one.probe for one in seen], allow_unused=True)
+            for one, g in zip(seen, gradients, strict=True):
+                if g is not None:
+                    sums[one.index] += g.flatten(0, -2).float().T @ one.x.flatten(0, -2).float()
+    finally:
+        tunable.model.train(was_training)
     factors: Tensors = {}
-    for pair, (_, transposed), gradient in zip(pairs, weights, gradients, strict=True):
+    for pair, gradient in zip(pairs, sums, strict=True):
         rank = tunable.shared[pair.a].shape[0]
-        dense = (gradient.T if transposed else gradient).double()
-        u, s, vt = torch.linalg.svd(dense, full_matrices=False)
+        u, s, vt = torch.linalg.svd(gradient.double(), full_matrices=False)
         factors[pair.b] = (u[:, :rank] * s[:rank]).float().numpy()
         factors[pair.a] = vt[:rank].float().numpy()
-    return {key: np.ascontiguousarray(factors[key]) for key in sorted(factors)}
+    return {key: np.ascontiguousarray(factors[key]) for key in sorted(factors)}, total
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """One call of a watched layer: its number, its input, and a zero that was added to its output."""
+
+    index: int
+    x: torch.Tensor
+    probe: torch.Tensor
 
 
 @contextmanager
-def _opened(tunable: Tunable, pairs: Sequence[Pair]) -> Iterator[list[tuple[nn.Parameter, bool]]]:
-    """Let the adapted weights have gradients while the context lasts."""
-    weights = [frozen_weight(tunable.model, pair.module) for pair in pairs]
+def _watched(layers: Sequence[nn.Module]) -> Iterator[list[_Seen]]:
+    """Note inputs of layers and open their outputs to gradients while the context lasts."""
+    seen: list[_Seen] = []
+
+    def watch(index: int) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]:
+        def hook(layer: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            probe = output.new_zeros(output.shape, requires_grad=True)
+            seen.append(_Seen(index, args[0].detach(), probe))
+            return output + probe
+
+        return hook
+
+    handles = [layer.register_forward_hook(watch(index)) for index, layer in enumerate(layers)]
     try:
-        for weight, _ in weights:
-            weight.requires_grad_(True)
-        yield weights
+        yield seen
     finally:
-        for weight, _ in weights:
-            weight.requires_grad_(False)
+        for handle in handles:
+            handle.remove()

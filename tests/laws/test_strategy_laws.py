@@ -38,6 +38,7 @@ NODES = nodes(5)
 NOT_ITSELF: dict[str, str] = {
     "LocalOnly": "nothing is averaged",
     "FLoRIST": "drops the weakest directions, unless energy is 1",
+    "FedSB": "its first round measures gradients and trains nothing",
     **dict.fromkeys(("FedAdam", "FedYogi", "FedAdagrad"), "the server's steps have a length of their own"),
 }
 """Strategies that make something else of a single client, or of equal ones, and why."""
@@ -48,8 +49,10 @@ NOT_ALONE: dict[str, str] = {
 """Strategies that make something else of a single client, though equal ones are given back, and why."""
 NOT_EQUAL: dict[str, str] = {"FedNova": "equal changes after unequal numbers of steps are not equal to FedNova"}
 """Strategies that give a single client back, but make something else of equal ones, and why."""
-EXACT: tuple[str, ...] = ("FFALoRA", "RoLoRA", "FLoRA", "FedExLoRA")
+EXACT: tuple[str, ...] = ("FFALoRA", "RoLoRA", "FLoRA", "FedExLoRA", "FedSB")
 """Strategies whose model is sum_k p_k s_k B_k A_k of the clients' to 1e-5, clients of mixed ranks included."""
+MEASURING = ("FedSB",)
+"""Strategies whose first round trains nothing."""
 BITWISE = ("FedAvg", "FedProx", "FedExLoRA", "LoRAFAIR")
 """Strategies that return one client, or equal ones, bit for bit."""
 
@@ -157,7 +160,8 @@ def test_the_product_is_exact(kind: type[FedPeft]) -> None:
         here.enter(strategy, server_round)
         sent_back = [update(strategy, here, client_id, server_round=server_round) for client_id in range(5)]
         tensors = strategy.aggregate(tensors, sent_back)
-        assert relative_error(model(strategy, here, tensors), weighted_change(here, sent_back)) < 1e-5
+        if server_round > 1 or kind.__name__ not in MEASURING:
+            assert relative_error(model(strategy, here, tensors), weighted_change(here, sent_back)) < 1e-5
 
 
 @every
