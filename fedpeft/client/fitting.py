@@ -122,7 +122,8 @@ def fit(tunable: Tunable, payload: Tensors, orders: Orders, initial: Tensors, ow
     for key, start in at_rank(initial, orders.rank).items():
         if key in payload:
             values[key] = payload[key]
-            trained += [] if matches(key, orders.freeze) else [key]
+            if not matches(key, orders.freeze):
+                (kept if matches(key, orders.keep) else trained).append(key)
         elif matches(key, orders.held):
             values[key] = _own(own, HELD + key, start, needed=True)
         elif matches(key, orders.keep):

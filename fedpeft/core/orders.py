@@ -26,16 +26,18 @@ MAX_RANK = 4096
 class Orders:
     """One client's orders for one round.
 
-    A key *matches* a list of names when one of its dotted parts is in the list, or the list is ``*``. Tensors that are
-    sent train and come back, unless they match ``freeze``. Tensors that are not sent stay as they were before round 1
-    and do not train, unless they match ``keep`` (they train, and stay on the client from round to round) or ``held``
-    (they are as this client stored them when they came with ``store``, and do not train).
+    A key *matches* a list of names when one of its dotted parts, or several in a row (``layers.3``), are in the list,
+    or the list is ``*``. Tensors that are sent train and come back, unless they match ``freeze`` or ``keep``. Tensors
+    that are not sent stay as they were before round 1 and do not train, unless they match ``keep`` (they train, and
+    stay on the client from round to round) or ``held`` (they are as this client stored them when they came with
+    ``store``, and do not train).
 
     Attributes:
         rank: LoRA rank of this client, 0 for the method's own.
         scaling: factor on B A, 0 for the method's own at this rank.
         freeze: names of sent tensors that do not train and do not come back.
-        keep: names of tensors that train but never travel.
+        keep: names of tensors that train and stay: they start from what was sent, else from what the client has kept,
+            else from what they were before round 1, and do not come back. ``freeze`` goes before ``keep``.
         store: names of sent tensors that the client puts away for later rounds.
         held: names of tensors that the client put away before.
         prox: mu of FedProx: mu / 2 ||x - x_sent||^2 is added to the loss.
@@ -80,18 +82,18 @@ class Orders:
 
     def returned(self, sent: Iterable[str]) -> list[str]:
         """Return the keys that come back to a server that sent these, in sorted order."""
-        return [key for key in sorted(sent) if not key.startswith((MERGE, CONTROL)) and not matches(key, self.freeze)]
+        stays = {*self.freeze, *self.keep}
+        return [key for key in sorted(sent) if not key.startswith((MERGE, CONTROL)) and not matches(key, stays)]
 
 
 def matches(key: str, names: Iterable[str]) -> bool:
-    """Return whether one of a key's dotted parts is among the names, or the names are ``*``.
+    """Return whether one of a key's dotted parts, or several in a row, are among the names, or the names are ``*``.
 
     Example:
-        >>> matches("layer.0.query.lora_A.weight", ["lora_A"])
-        True
+        >>> matches("layer.0.query.lora_A.weight", ["lora_A"]), matches("layer.0.query.lora_A.weight", ["layer.0"])
+        (True, True)
     """
-    wanted = set(names)
-    return EVERYTHING in wanted or not wanted.isdisjoint(key.split("."))
+    return any(name == EVERYTHING or f".{name}." in f".{key}." for name in names)
 
 
 def _read(name: str, value: object) -> Any:

@@ -228,11 +228,11 @@ def selected_share(
     It ends: rho only falls, from at most 1, so that at most 1 / tolerance changes are large.
 
     Differs: the CDF of the blurred nodes is exact (a sum of error functions) instead of a sum over a grid, and a
-    halved step counts from the next move on. Nothing is random. t is in units of the eigenvalues, as in FedPepTAO's
-    scan: where nearly all of them are far below ``step``, rho is nearly 0 and one layer is kept (``num_selected``).
-    That is how small encoders turn out: six-layer MiniLM with 20 prefix tokens, before, in and after training, has its
-    largest eigenvalue below 0.01 and rho = 0 (rho(0) is 0.5: blurred null directions lie half on either side). Check
-    the nodes before trusting the share, or choose the share yourself.
+    halved step counts from the next move on. Nothing is random. t is in units of the nodes: where nearly all of them
+    are far below ``step``, rho is nearly 0 and one layer is kept (``num_selected``). In FedPepTAO's units, those of the
+    loss, small encoders turn out so: six-layer MiniLM with 20 prefix tokens, before, in and after training, has its
+    largest eigenvalue below 0.01 and rho = 0 (rho(0) is 0.5: blurred null directions lie half on either side). Clients
+    therefore divide the nodes by the largest first (``client.measure``).
 
     Args:
         nodes: (k,) places of the density.

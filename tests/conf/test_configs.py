@@ -27,6 +27,7 @@ NEEDS = {
     ("task", "text_classification"): ["task.path=some/folder"],
     ("task", "causal_lm"): ["task.path=some/folder"],
     ("strategy", "scaffold"): ["client.optimizer=sgd"],
+    ("strategy", "fedpeptao"): ["method=prefix"],
 }
 PATHS = [
     "strategy",
