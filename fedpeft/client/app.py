@@ -13,7 +13,13 @@ from fedpeft.core import wire
 from fedpeft.core.errors import WireError
 from fedpeft.tasks.base import Scores
 
-DEFAULT_ALLOW = ("fedpeft.methods.", "fedpeft.codecs.", "fedpeft.device_profiles.", "flwr_datasets.partitioner.")
+DEFAULT_ALLOW = (
+    "fedpeft.methods.",
+    "fedpeft.codecs.",
+    "fedpeft.device_profiles.",
+    "fedpeft.data.pooled.",
+    "flwr_datasets.partitioner.",
+)
 CHECKPOINT_ROUND = "checkpoint-round"
 
 
