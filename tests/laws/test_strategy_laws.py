@@ -37,6 +37,7 @@ from fedpeft.strategies.base import FedPeft
 NODES = nodes(5)
 NOT_ITSELF: dict[str, str] = {
     "LocalOnly": "nothing is averaged",
+    "TIES": "drops the smallest entries, unless density is 1",
     "FLoRIST": "drops the weakest directions, unless energy is 1",
     "FedSB": "its first round measures gradients and trains nothing",
     **dict.fromkeys(("FedAdam", "FedYogi", "FedAdagrad"), "the server's steps have a length of their own"),
