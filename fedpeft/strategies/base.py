@@ -16,7 +16,7 @@ from fedpeft.core import wire
 from fedpeft.core.errors import ConfigError, WireError
 from fedpeft.core.events import Aggregated, Observer, RoundKept, tell
 from fedpeft.core.guard import Decoder, Expectation, UpdateGuard, check_aggregate
-from fedpeft.core.orders import Orders
+from fedpeft.core.orders import CONTROL, Orders
 from fedpeft.core.ranks import RankPlan
 from fedpeft.core.seeds import rng
 from fedpeft.core.tensors import canonical, weighted_mean
@@ -259,6 +259,8 @@ class FedPeft(Strategy):
         common: ArrayRecord | None = None
         for client in asked:
             sent = self.client_tensors(self._global, client)
+            if kind == MessageType.EVALUATE and any(key.startswith(CONTROL) for key in sent):
+                sent = {key: value for key, value in sent.items() if not key.startswith(CONTROL)}
             entries: dict[str, wire.ConfigValue] = {**config, **self._rank_orders(client), **self.client_config(client)}  # type: ignore[dict-item]
             record = common if common is not None and sent is self._global else wire.encode(sent)
             common = record if sent is self._global else common

@@ -32,7 +32,10 @@ from fedpeft.strategies.base import FedPeft
 METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
 STRATEGIES = sorted(path.stem for path in (conf_dir() / "strategy").glob("*.yaml"))
 NODES = nodes(5)
-SETTINGS: dict[str, tuple[str, ...]] = {}
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "slora": ("strategy.sparse_rounds=1",),
+    "fedpeptao": ("strategy.warmup_rounds=1",),
+}
 """What a strategy's YAML needs to be told for two rounds of five clients."""
 SMALL: dict[str, tuple[str, ...]] = {}
 """What makes a method small enough for the toy model."""
@@ -94,7 +97,7 @@ def test_an_admissible_pair_runs_and_an_inadmissible_one_is_refused(
         assert all(type(strategy).__name__ in one and type(runtime.method).__name__ in one for one in problems)
         return
     kept: list[str] = []
-    strategy.observers = (lambda event: kept.append(getattr(event, "reason", "")),)  # type: ignore[attr-defined]
+    strategy.observers = (lambda event: kept.extend([event.reason] if hasattr(event, "reason") else []),)  # type: ignore[attr-defined]
     after = wire.decode_own(start(strategy, runtime, app))
     assert kept == [], kept
     assert specs(after) == runtime.shared_spec
