@@ -69,9 +69,9 @@ def test_unsound_pairs_are_refused_by_name(toy_config: Make, capsys: pytest.Capt
 
     stock = toy_config("strategy._target_=flwr.serverapp.strategy.FedAvg", "codec=int8")
     stock["strategy"] = {"_target_": "flwr.serverapp.strategy.FedAvg"}
-    with pytest.raises(ConfigError, match="strategy FedAvg is Flower's own .* codec int8 changes them"):
+    with pytest.raises(ConfigError, match=r"strategy FedAvg is Flower's own .* codec int8 changes them"):
         cfg.check(stock)
-    with pytest.raises(ConfigError, match="strategy FFALoRA needs LoRA factors A and B .* method LoRA has none"):
+    with pytest.raises(ConfigError, match=r"strategy FFALoRA needs LoRA factors A and B .* method LoRA has none"):
         cfg.check(toy_config("strategy=ffa_lora", "method=dora"))
     with pytest.raises(
         ConfigError, match=r"strategy FedAvg needs one rank for all clients, method.ranks gives \[1, 2\]"

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from fedpeft.core.errors import ConfigError
-from fedpeft.device_profiles.flops import measure_step_flops
 from fedpeft.core.traits import LAYERS
+from fedpeft.device_profiles.flops import measure_step_flops
 from fedpeft.methods.base import extract_tensors, load_tensors
 from fedpeft.methods.bottleneck import Adapter
 from fedpeft.methods.compacter import Compacter
