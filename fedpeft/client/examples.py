@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from fedpeft import config as cfg
-from fedpeft.core.errors import DataError
+from fedpeft.core.errors import ConfigError, DataError
 from fedpeft.data.holdout import hold_out
 from fedpeft.data.partition import Partition, split_clients
 from fedpeft.data.sources import load_conversations, load_table
 from fedpeft.data.table import Table
 from fedpeft.tasks.base import Task
+from fedpeft.tasks.batches import evaluation_batches, shards
 from fedpeft.tasks.causal_lm import CausalLM
 from fedpeft.tasks.models import load_tokenizer
 from fedpeft.tasks.text_classification import TextClassification
@@ -31,6 +32,7 @@ class Examples:
         partition: splits ``0 .. n - 1`` among the clients.
         eval_task: the server's held-out texts, tokenised.
         eval_rows: rows of ``eval_task`` to evaluate on.
+        search_rows: other rows of it, for strategies that search on the server's data (``strategy.search_examples``).
         label_names: names of the labels, () for texts without.
         group_names: names of the groups.
     """
@@ -40,8 +42,19 @@ class Examples:
     partition: Partition
     eval_task: Task
     eval_rows: np.ndarray
+    search_rows: np.ndarray
     label_names: tuple[str, ...]
     group_names: tuple[str, ...]
+
+    def eval_parts(self, rows: np.ndarray, settings: cfg.Config) -> list[list[np.ndarray]]:
+        """Return rows of ``eval_task`` as batches, cut into parts that depend on the config alone.
+
+        Args:
+            rows: some of ``eval_rows`` or ``search_rows``; none give no parts.
+            settings: ``evaluate`` of the config: examples a batch, and how many parts.
+        """
+        batches = evaluation_batches(rows, self.eval_task.lengths(rows), settings["batch_size"])
+        return shards(batches, settings["shards"]) if len(rows) else []
 
 
 def load_examples(config: cfg.Config, model_path: str, allow: Sequence[str] | None = None) -> Examples:
@@ -56,8 +69,10 @@ def load_examples(config: cfg.Config, model_path: str, allow: Sequence[str] | No
         eval_task, eval_rows = _encode(task, eval_table, tokenizer, config["model"]["max_length"])
         rows = usable
     else:
+        eval_table = table
         train, held = hold_out(_part(table, usable), held_out, seed)
         eval_task, rows, eval_rows = encoded, usable[train], usable[held]
+    eval_rows, search_rows = _set_aside(eval_table, eval_rows, config["strategy"].get("search_examples", 0), seed)
     partition = split_clients(
         _part(table, rows), cfg.build(config["partition"], allow), config["num_clients"], seed=seed
     )
@@ -67,6 +82,7 @@ def load_examples(config: cfg.Config, model_path: str, allow: Sequence[str] | No
         partition=partition,
         eval_task=eval_task,
         eval_rows=eval_rows,
+        search_rows=search_rows,
         label_names=table.label_names,
         group_names=table.group_names,
     )
@@ -114,6 +130,23 @@ def _encode(task: cfg.Config, table: Table, tokenizer: Any, max_length: int) -> 
             raise DataError(f"{task['path']}: {what} (no turn of the assistant: raise it, or set task.train_on=all)")
         say(f"{what}; they are left out")
     return encoded, usable
+
+
+def _set_aside(table: Table, rows: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the held-out rows to evaluate on and those to search on, stratified by group and label.
+
+    Raises:
+        ConfigError: nothing would be left to evaluate on.
+    """
+    if not count:
+        return rows, rows[:0]
+    if count >= len(rows):
+        raise ConfigError(
+            f"strategy.search_examples must be below the {len(rows)} held-out examples, got {count} (lower it, or "
+            "raise task.held_out)"
+        )
+    rest, aside = hold_out(_part(table, rows), count, seed)
+    return rows[rest], rows[aside]
 
 
 def _part(table: Table, rows: np.ndarray) -> Table:

@@ -32,7 +32,7 @@ from fedpeft.device_profiles.flops import StepFlops
 from fedpeft.methods.base import Method, Tunable, extract_tensors, load_tensors
 from fedpeft.methods.lora import LoRA
 from fedpeft.tasks.base import Scores
-from fedpeft.tasks.batches import evaluation_batches, shards, training_batches
+from fedpeft.tasks.batches import evaluation_batches, training_batches
 
 if TYPE_CHECKING:
     from torch import nn
@@ -125,9 +125,12 @@ class Runtime:
     @cached_property
     def eval_shards(self) -> list[list[np.ndarray]]:
         """The server's evaluation, cut into parts that depend on the config alone."""
-        data, settings = self.examples, self.config["evaluate"]
-        batches = evaluation_batches(data.eval_rows, data.eval_task.lengths(data.eval_rows), settings["batch_size"])
-        return shards(batches, settings["shards"])
+        return self.examples.eval_parts(self.examples.eval_rows, self.config["evaluate"])
+
+    @cached_property
+    def parts(self) -> list[list[np.ndarray]]:
+        """The evaluation's parts, then those of the examples that strategies may search on, cut likewise."""
+        return self.eval_shards + self.examples.eval_parts(self.examples.search_rows, self.config["evaluate"])
 
     @cached_property
     def step_flops(self) -> Callable[[int, frozenset[str] | None], StepFlops]:
@@ -215,9 +218,9 @@ class Runtime:
         return sum(len(batch) * int(lengths(batch).max()) for batch in batches)
 
     def shard_tokens(self, shard: int) -> int:
-        """Return how many tokens, padding included, one part of the server's evaluation has."""
+        """Return how many tokens, padding included, one part of the server's examples has."""
         lengths = self.examples.eval_task.lengths
-        return sum(len(batch) * int(lengths(batch).max()) for batch in self.eval_shards[shard])
+        return sum(len(batch) * int(lengths(batch).max()) for batch in self.parts[shard])
 
     def _train_seed(self, client_id: int, server_round: int) -> int:
         return derive(self.seed, "train", server_round, client_id) % 2**63
@@ -241,9 +244,9 @@ class Runtime:
             tensors: what ``FedPeft.model_tensors`` returns.
             shard: number of the part.
         """
-        task, batches = self.examples.eval_task, self.eval_shards[shard]
+        data = self.examples.eval_task
         with self.global_model(tensors):
-            return evaluate(self.tunable, task, batches, dtype=self.dtype, flops=self.eval_flops)
+            return evaluate(self.tunable, data, self.parts[shard], dtype=self.dtype, flops=self.eval_flops)
 
     @contextmanager
     def global_model(self, tensors: Tensors) -> Iterator[nn.Module]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,8 +110,8 @@ class InProcess:
 def _pool_shard_map(pool: ForkPool, runtime: Runtime) -> ShardMap:
     """Spread the server's evaluation over the pool; a part whose worker died is done again once."""
 
-    def run(tensors: Tensors, count: int) -> Iterator[tuple[int, Scores]]:
-        longest_first = sorted(range(count), key=runtime.shard_tokens, reverse=True)
+    def run(tensors: Tensors, shards: Sequence[int]) -> Iterator[tuple[int, Scores]]:
+        longest_first = sorted(shards, key=runtime.shard_tokens, reverse=True)
         tasks = {pool.submit("shard", (tensors, shard)): (shard, True) for shard in longest_first}
         while tasks:
             for done in pool.collect(timeout=1.0):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -129,8 +129,8 @@ def mark_failed(session: Session) -> None:
 def local_shard_map(runtime: Runtime) -> ShardMap:
     """Evaluate in this process, one part after the other."""
 
-    def run(tensors: Tensors, count: int) -> Iterator[tuple[int, Scores]]:
-        for shard in range(count):
+    def run(tensors: Tensors, shards: Sequence[int]) -> Iterator[tuple[int, Scores]]:
+        for shard in shards:
             yield shard, runtime.evaluate_shard(tensors, shard)
 
     return run

@@ -106,6 +106,7 @@ def serve(grid: Grid, session: Session) -> None:
         strategy.observers = session.observers
         strategy.view = replace(strategy.view, ranks=runtime.ranks)
         strategy.measure_error = config["evaluate"]["product_error"]
+        strategy.search_loss = rounds.search_loss if len(runtime.examples.search_rows) else None
         first = start.server_round + 1
         strategy.start(
             clocked, initial, **common, evaluate_fn=rounds.evaluate, first_round=first, on_round_end=rounds.save

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -12,8 +12,8 @@ from fedpeft.core.types import Tensors
 from fedpeft.strategies.metrics import group_accuracies
 from fedpeft.tasks.base import Scores
 
-ShardMap = Callable[[Tensors, int], Iterator[tuple[int, Scores]]]
-"""Evaluates parts 0 .. count - 1 of the held-out split and yields (part, scores) as they come."""
+ShardMap = Callable[[Tensors, Sequence[int]], Iterator[tuple[int, Scores]]]
+"""Evaluates some parts of the held-out split, by number, and yields (part, scores) as they come."""
 
 
 def evaluate_global(
@@ -32,14 +32,32 @@ def evaluate_global(
     workers.
     """
     parts: dict[int, Scores] = {}
-    for shard, scores in shard_map(tensors, num_shards):
+    for shard, scores in shard_map(tensors, range(num_shards)):
         parts[shard] = scores
         tell(observers, EvaluationProgress(server_round=server_round, done=len(parts), total=num_shards))
-    zeros = np.zeros(len(group_names))
-    total = Scores(loss=0.0, correct=zeros, count=zeros)
+    total = _sum(parts, len(group_names))
+    return figures(total, group_names, task_kind), total.cpu_s
+
+
+def mean_loss(tensors: Tensors, *, shards: Sequence[int], shard_map: ShardMap, num_groups: int) -> tuple[float, float]:
+    """Return the mean loss on some parts, and the CPU seconds it took; for strategies that search.
+
+    Args:
+        tensors: what ``FedPeft.model_tensors`` returns.
+        shards: numbers of the parts.
+        shard_map: evaluates them.
+        num_groups: how many groups the data has.
+    """
+    total = _sum(dict(shard_map(tensors, shards)), num_groups)
+    return total.mean_loss, total.cpu_s
+
+
+def _sum(parts: Mapping[int, Scores], num_groups: int) -> Scores:
+    """Add scores in the order of their parts, whichever came first."""
+    total = Scores(loss=0.0, correct=np.zeros(num_groups), count=np.zeros(num_groups))
     for shard in sorted(parts):
         total = total + parts[shard]
-    return figures(total, group_names, task_kind), total.cpu_s
+    return total
 
 
 def figures(scores: Scores, group_names: Sequence[str], task_kind: str) -> dict[str, float]:

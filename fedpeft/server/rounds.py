@@ -19,7 +19,7 @@ from fedpeft.core.errors import ConfigError
 from fedpeft.core.events import Observer, RoundFinished, tell
 from fedpeft.core.types import Tensors
 from fedpeft.server.checkpoint import Checkpoint, find_checkpoints, save_checkpoint
-from fedpeft.server.evaluate import ShardMap, evaluate_global
+from fedpeft.server.evaluate import ShardMap, evaluate_global, mean_loss
 from fedpeft.server.grid import ClockedGrid
 from fedpeft.server.record import RunRecord
 from fedpeft.strategies.base import FedPeft
@@ -61,6 +61,7 @@ class Rounds:
         self._session = session
         self._strategy = strategy
         self._clocked = clocked
+        self._search_cpu_s = 0.0
         self._folder = Path(session.runtime.config["run_dir"]) / "checkpoints"
         self.train_config = ConfigRecord({CHECKPOINT_ROUND: self._oldest_checkpoint()})
         """Sent with every training message: clients keep what a resume from the oldest kept checkpoint would need."""
@@ -78,6 +79,7 @@ class Rounds:
             server_round=server_round,
             observers=session.observers,
         )
+        cpu_s, self._search_cpu_s = cpu_s + self._search_cpu_s, 0.0
         if server_round == 0:
             session.record.initial(metrics, cpu_s)
             row: Mapping[str, Any] = {"round": 0, "eval": metrics}
@@ -86,6 +88,21 @@ class Rounds:
             row = session.record.close_round(server_round, metrics, cpu_s, now_s, self._notes())
         tell(session.observers, RoundFinished(server_round=server_round, record=row))
         return MetricRecord(metrics)  # type: ignore[arg-type]
+
+    def search_loss(self, tensors: Tensors) -> float:
+        """Return a model's mean loss on the examples that strategies may search on, which ``evaluate`` never sees.
+
+        Its CPU seconds count as those of the round's evaluation.
+        """
+        runtime = self._session.runtime
+        loss, cpu_s = mean_loss(
+            tensors,
+            shards=range(len(runtime.eval_shards), len(runtime.parts)),
+            shard_map=self._session.shard_map,
+            num_groups=len(runtime.examples.group_names),
+        )
+        self._search_cpu_s += cpu_s
+        return loss
 
     def save(self, server_round: int, arrays: ArrayRecord) -> None:
         """Write a checkpoint where one is due."""

@@ -96,6 +96,8 @@ class FedPeft(Strategy):
         self.view = View()
         self.codec: Decoder | None = None
         self.measure_error = False
+        self.search_loss: Callable[[Tensors], float] | None = None
+        """A model's loss on examples that the server sets aside for searches (``strategy.search_examples``)."""
 
     # -- hooks ---------------------------------------------------------------------------------------------------------
 
