@@ -41,47 +41,56 @@ def _partitioner(config: Path, num_clients: int, seed: int = 0) -> Partitioner:
     return instantiate(settings.partition)
 
 
+def _count(config: Path) -> int:
+    """A pool is one client; the others make four of the table's four groups."""
+    return 1 if config.stem == "pooled" else NUM_GROUPS
+
+
 def _members(config: Path, seed: int = 0) -> list[list[int]]:
-    partition = split_clients(_table(), _partitioner(config, NUM_GROUPS, seed), NUM_GROUPS, seed=seed)
-    return [partition.indices(client).tolist() for client in range(NUM_GROUPS)]
+    count = _count(config)
+    partition = split_clients(_table(), _partitioner(config, count, seed), count, seed=seed)
+    return [partition.indices(client).tolist() for client in range(count)]
 
 
 def test_all_configs_are_found() -> None:
     assert {path.stem for path in CONFIGS} == {
-        "iid", "dirichlet", "natural", "pathological", "quantity_skew", "shard"
+        "iid", "dirichlet", "natural", "pathological", "pooled", "quantity_skew", "shard"
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_a_row_has_at_most_one_owner_and_sizes_are_true(config: Path) -> None:
-    partition = split_clients(_table(), _partitioner(config, NUM_GROUPS), NUM_GROUPS)
-    members = [partition.indices(client) for client in range(NUM_GROUPS)]
+    count = _count(config)
+    partition = split_clients(_table(), _partitioner(config, count), count)
+    members = [partition.indices(client) for client in range(count)]
     rows = np.concatenate(members)
     assert len(np.unique(rows)) == len(rows) and rows.min() >= 0 and rows.max() < 400 and rows.dtype == np.int64
     assert partition.sizes().tolist() == [len(part) for part in members] and partition.sizes().min() >= 1
-    assert partition.num_unassigned == 400 - len(rows) and partition.num_clients == NUM_GROUPS
+    assert partition.num_unassigned == 400 - len(rows) and partition.num_clients == count
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_equal_seeds_give_equal_splits_in_any_order_of_asking(config: Path) -> None:
     """The second partition is asked backwards."""
-    again = split_clients(_table(), _partitioner(config, NUM_GROUPS), NUM_GROUPS)
-    backwards = [again.indices(client).tolist() for client in reversed(range(NUM_GROUPS))]
+    count = _count(config)
+    again = split_clients(_table(), _partitioner(config, count), count)
+    backwards = [again.indices(client).tolist() for client in reversed(range(count))]
     assert _members(config) == backwards[::-1]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_another_seed_gives_another_split(config: Path) -> None:
-    """Natural parts hold the same rows under every seed; only their order may differ."""
+    """Natural parts, pooled or not, hold the same rows under every seed; only their order may differ."""
     one, other = _members(config, seed=0), _members(config, seed=1)
     same = [sorted(part) for part in one] == [sorted(part) for part in other]
-    assert same == (config.stem == "natural")
+    assert same == (config.stem in ("natural", "pooled"))
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_counts_add_up_to_sizes(config: Path) -> None:
     table = _table()
-    partition = split_clients(table, _partitioner(config, NUM_GROUPS), NUM_GROUPS)
+    count = _count(config)
+    partition = split_clients(table, _partitioner(config, count), count)
     for client, size in enumerate(partition.sizes()):
         counts = partition.counts(table, client)
         assert sum(counts["labels"].values()) == sum(counts["groups"].values()) == size
