@@ -41,6 +41,7 @@ def test_one_seed_gives_one_mask_and_others_give_others() -> None:
 def test_a_mask_is_what_it_was() -> None:
     """Clients on other machines, and other versions of numpy, must draw this one too."""
     assert mask_indices(0, "base_model.model.query", (6, 8), 0.125).tolist() == [3, 7, 11, 20, 22, 26]
+    assert mask_indices(0, "base_model.model.query", (3, 4), 0.75).tolist() == [0, 1, 3, 4, 5, 6, 8, 9, 11]
 
 
 def test_all_sets_are_alike_likely() -> None:

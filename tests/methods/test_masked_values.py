@@ -93,6 +93,10 @@ def test_values_that_were_not_sent_cost_nothing(folders: dict[str, str]) -> None
     assert [layer.active for layer in layers] == [False] * 4
     tunable.configure(0.0, frozenset(names))
     assert [layer.active for layer in layers] == [True] * 4
+    tunable.shared[names[1]].requires_grad_(True)
+    tunable.configure(0.0, frozenset())
+    assert sum(layer.active for layer in layers) == 1, "values that a client keeps to itself train unsent"
+    tunable.shared[names[1]].requires_grad_(False)
     with torch.no_grad():
         tunable.shared[names[0]][0] = 1.0
     tunable.configure(0.0, frozenset())
