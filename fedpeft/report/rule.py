@@ -41,7 +41,8 @@ def _layers(view: RunView, name: str, place: int, several: bool) -> Chart | None
         Part(name="not chosen", colour=6, values=[0.0 if i in marked else s for i, s in enumerate(scores)]),
     ]
     svg = plots.columns(f"layers-{place}", [str(i) for i in range(len(scores))], parts, x_label="layer", y_label="")
-    share = f"{len(marked)} of {len(scores)} layers travel." if marked else "No layer was chosen yet."
+    share = f"{len(marked)} of {len(scores)} layers travel" if marked else "No layer was chosen yet"
+    share += f"; scores from {min(scores):.6g} to {max(scores):.6g}."
     return Chart(title=titled("Scores of the layers", name, several), svg=svg, legend=legend(parts), note=share)
 
 

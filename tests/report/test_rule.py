@@ -25,7 +25,7 @@ def test_scores_and_chosen_layers_are_drawn_as_they_last_stood(run_dir: Path) ->
     note(run_dir, {"layer_scores": [9, 9, 9, 9]}, {"layer_scores": [4.0, 1.0, 3.0, 2.0], "layers": [0, 2], "eta": 0.5})
     section = rule([read_run(run_dir)], ["demo"])
     (chart,) = section.charts
-    assert chart.note == "2 of 4 layers travel."
+    assert chart.note == "2 of 4 layers travel; scores from 1 to 4."
     assert [entry.name for entry in chart.legend] == ["chosen", "not chosen"]
     assert section.tables[0].rows == (("eta", "0.5"),)
     assert "What the strategy did" in render([read_run(run_dir)])
