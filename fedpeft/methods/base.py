@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 HEAD_MODES = ("share", "local", "freeze")
 
 
-
 def _leave(scaling: float, sent: frozenset[str]) -> None:
     """Methods that nothing changes from round to round do nothing."""
 

@@ -19,7 +19,12 @@ from fedpeft.device_profiles.presets import load_profile
 
 CONF = conf_dir()
 FILES = sorted(CONF.rglob("*.yaml"))
-MEMBERS = sorted((path.parent.name, path.stem) for path in FILES if path.parent != CONF)
+MEMBERS = sorted(
+    (parts[0], "/".join(parts[1:]))
+    for parts in (path.relative_to(CONF).with_suffix("").parts for path in FILES)
+    if len(parts) > 1
+)
+"""Group and member; a study's members lie in a folder of their own, e.g. ``slora/lora``."""
 OUTSIDE = ("device_profile", "experiment")
 """Groups that are not in the defaults list: presets are read by name, experiments are added."""
 NEEDS = {
@@ -28,6 +33,8 @@ NEEDS = {
     ("task", "causal_lm"): ["task.path=some/folder"],
     ("strategy", "scaffold"): ["client.optimizer=sgd"],
     ("strategy", "fedpeptao"): ["method=prefix"],
+    ("strategy", "slora"): ["method=slora"],
+    ("strategy", "fed_sb"): ["method=lora_sb"],
 }
 PATHS = [
     "strategy",

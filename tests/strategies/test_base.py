@@ -14,7 +14,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fedpeft.core import wire
 from fedpeft.core.errors import ConfigError
-from fedpeft.core.events import ClientRejected, Event, RoundKept
+from fedpeft.core.events import Aggregated, ClientRejected, Event, RoundKept
 from fedpeft.core.tensors import weighted_mean
 from fedpeft.core.types import ClientInfo, Tensors
 from fedpeft.strategies.base import FedPeft
@@ -162,7 +162,10 @@ def test_a_round_of_errors_keeps_the_model_and_the_run_goes_on() -> None:
     result = strategy.start(FakeGrid(NODES, answer), wire.encode(small_global()), num_rounds=2)
     expected = weighted_mean([trained(c, small_global(), 2) for c in range(8)], [10 + c for c in range(8)])
     assert all(np.array_equal(v, expected[k]) for k, v in wire.decode_own(result.arrays).items())
-    assert events == [RoundKept(server_round=1, reason="0 good replies, 1 are needed")]
+    kept, aggregated = events
+    assert kept == RoundKept(server_round=1, reason="0 good replies, 1 are needed")
+    assert isinstance(aggregated, Aggregated)
+    assert (aggregated.server_round, aggregated.product_error) == (2, None)
 
 
 def test_nobody_there_keeps_the_model() -> None:
