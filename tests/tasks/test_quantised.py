@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -254,6 +255,32 @@ def test_a_federation_runs_on_an_nf4_base(
     assert [(row["num_replies"], row["dropped"]) for row in rounds] == [(4, {}), (4, {})]
     assert rounds[0]["eval"]["loss"] != rounds[1]["eval"]["loss"]
     assert (run / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["strategy=flora"], "strategy FLoRA adds to the base's weights, which .* stores in nf4"),
+        (["strategy=fedex_lora"], "strategy FedExLoRA adds to the base's weights, which .* stores in nf4"),
+        (["method=full"], "full fine-tuning needs a base model in float32 or bfloat16"),
+        (["method=slora", "strategy=slora", "strategy.sparse_rounds=1"], "SLoRA|slora"),
+    ],
+)
+def test_what_changes_the_weights_is_refused_on_an_nf4_base(
+    folders: dict[str, Path],
+    toy: list[str],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    overrides: list[str],
+    line: str,
+) -> None:
+    lora = [one for one in toy if one.startswith("method.")] if "method=full" in overrides else []
+    base = [one for one in toy if one not in lora]
+    more = [f"model.path={folders['bert-4']}", "rounds=2", f"run_dir={tmp_path / 'run'}"]
+    assert main(["simulate", *base, *overrides, *more]) == 2
+    told = [text for text in capfd.readouterr().err.splitlines() if text.startswith("fedpeft: ")]
+    assert len(told) == 1
+    assert re.search(line, told[0])
 
 
 def test_command_prints_the_folder_or_json(
