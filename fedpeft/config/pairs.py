@@ -32,6 +32,8 @@ def pair_problems(strategy: Any, method: Any, codec: Any) -> Iterator[str]:
             f"strategy {name} needs one rank for all clients, method.ranks gives {ranks} "
             "(leave method.ranks empty, or take strategy=flexlora, flora, florist or hetlora)"
         )
+    if len(ranks) > 1 and "ranks" not in method.traits:
+        yield f"method {how} cannot differ in rank from client to client, method.ranks gives {ranks} (leave it empty)"
     if not codec.lossless and not hasattr(strategy, "requires"):
         yield f"strategy {name} is Flower's own and reads tensors as they come, codec {codec.name} changes them"
     if codec.sparse and not getattr(strategy, "bears_sparse", True):
