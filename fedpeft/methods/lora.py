@@ -19,7 +19,7 @@ from fedpeft.core.types import Tensors
 from fedpeft.methods.base import Tunable
 from fedpeft.methods.inject import attach_config
 from fedpeft.methods.saving import skeleton, write_adapter
-from fedpeft.methods.targets import complete, linear_modules
+from fedpeft.methods.targets import check_rank, complete
 
 if TYPE_CHECKING:
     from torch import nn
@@ -139,19 +139,8 @@ class LoRA:
             use_dora=self.dora,
         )
         complete(config, model, self.target_modules, setting="method.target_modules")
-        self._check_rank(model, config.target_modules)
+        check_rank(model, config.target_modules, self.largest)
         return config
-
-    def _check_rank(self, model: nn.Module, targets: Sequence[str]) -> None:
-        names = {target.split(".")[-1] for target in targets}
-        sizes = [
-            # A weight in 4 bits is a column of codes; what it stands for knows its own shape.
-            min(getattr(module.weight, "quant_state", module.weight).shape)
-            for name, module in linear_modules(model).items()
-            if name.split(".")[-1] in names
-        ]
-        if sizes and self.largest > min(sizes):
-            raise ConfigError(f"rank {self.largest} is above the smallest target's size {min(sizes)} (set method.rank)")
 
 
 def join_merged(tensors: Tensors, scaling: float, rank: int) -> tuple[Tensors, int]:

@@ -74,7 +74,8 @@ def check_rank(model: nn.Module, targets: Sequence[str], rank: int) -> None:
         ConfigError: the rank is too large.
     """
     sizes = [
-        min(cast("torch.Tensor", module.weight).shape)
+        # A weight in 4 bits is a column of codes; what it stands for knows its own shape.
+        min(getattr(module.weight, "quant_state", cast("torch.Tensor", module.weight)).shape)
         for name, module in linear_modules(model).items()
         if _matches(name, targets)
     ]

@@ -17,6 +17,7 @@ from torch import nn
 
 from fedpeft.cli.main import main
 from fedpeft.core.errors import ConfigError, DataError
+from fedpeft.methods.adalora import AdaLoRA
 from fedpeft.methods.base import extract_tensors
 from fedpeft.methods.lora import LoRA
 from fedpeft.tasks.models import hash_model, is_quantised, load_classifier, plain_config
@@ -81,6 +82,15 @@ def trained(model: Any, name: str, steps: int = 3) -> Any:
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
     return tunable
+
+
+def test_a_rank_is_held_against_what_a_weight_in_4_bits_stands_for(folders: dict[str, Path]) -> None:
+    """Its codes are a column: the smaller side of what is stored is 1, of what it stands for 64."""
+    for kind in (LoRA, AdaLoRA):
+        tunable = kind(rank=4, target_modules=["query"]).attach(load(folders["bert-4"]), "share")
+        assert tunable.model(**inputs()).logits.shape == (8, 3)
+        with pytest.raises(ConfigError, match="rank 65 is above the smallest target's size 64"):
+            kind(rank=65, target_modules=["query"]).attach(load(folders["bert-4"]), "share")
 
 
 @pytest.mark.parametrize("bits", KINDS)
