@@ -9,10 +9,11 @@ from typing import Any, Literal
 import numpy as np
 
 from fedpeft.core.errors import ConfigError
-from fedpeft.core.masks import VALUES_SUFFIX, mask_indices, mask_size, scatter
+from fedpeft.core.masks import VALUES_SUFFIX, mask_indices, mask_size
 from fedpeft.core.pairs import A_SUFFIX, B_SUFFIX, Pair, lora_pairs
 from fedpeft.core.products import to_float32
 from fedpeft.core.singular import Svd, split
+from fedpeft.core.sparse_svd import sparse_svd
 from fedpeft.core.tensors import canonical, weighted_mean
 from fedpeft.core.traits import FACTORS, SPARSE
 from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
@@ -34,8 +35,8 @@ class SLoRA(FedPeft):
     rank r; what it lacks is dropped. The notes say how much: ``dropped`` = ||dW - s B A|| / ||dW|| over all weights,
     and ``cosine``, that of dW and s B A.
 
-    Where the round that should end stage one is kept (too few good replies), the next one ends it. The dense SVD runs
-    on the server, one weight after the other: O(m n min(m, n)) time and m n float64 numbers.
+    Where the round that should end stage one is kept (too few good replies), the next one ends it. The server
+    decomposes one weight after the other, large ones without forming them (``core.sparse_svd``).
 
     Differs: the mask covers the weights that LoRA adapts, not all of the model, so that the reset leaves nothing else
     behind. The head is averaged throughout and keeps what stage one taught it.
@@ -134,15 +135,16 @@ class SLoRA(FedPeft):
         kept, whole = 0.0, 0.0
         for pair in lora_pairs(tensors):
             key, shape, rank = pair.module + VALUES_SUFFIX, _shape(tensors, pair), tensors[pair.a].shape[0]
-            dense = scatter(tensors[key], mask_indices(self.mask_seed, pair.module, shape, self.density), shape)
-            u, s, vt = np.linalg.svd(dense, full_matrices=False)
-            kept, whole = kept + float(np.sum(s[:rank] ** 2)), whole + float(np.sum(s**2))
+            indices = mask_indices(self.mask_seed, pair.module, shape, self.density)
+            u, s, vt = sparse_svd(tensors[key], indices, shape, rank)
+            kept += float(np.sum(s[:rank] ** 2))
+            whole += float(np.sum(np.square(tensors[key], dtype=np.float64)))
             a, b = trainable_split((u, s, vt), rank, self.view.ranks.scaling, self.split)
             changed[pair.a], changed[pair.b] = to_float32(a, pair.module), to_float32(b, pair.module)
             changed[key] = np.zeros_like(tensors[key])
         # The best change of rank r is a projection: their inner product is its own squared norm.
-        self._cosine = math.sqrt(kept / whole) if whole else 1.0
-        self._dropped = math.sqrt(max(0.0, 1 - kept / whole)) if whole else 0.0
+        share = min(1.0, kept / whole) if whole else 1.0
+        self._cosine, self._dropped = math.sqrt(share), math.sqrt(1 - share)
         self._switched = True
         return changed
 
