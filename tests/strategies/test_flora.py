@@ -8,7 +8,7 @@ from factor_updates import HEAD, A, B, close, enter, mean_product, product, rand
 
 from fedpeft.core.errors import WireError
 from fedpeft.core.orders import MERGE
-from fedpeft.core.types import ClientInfo
+from fedpeft.core.types import ClientInfo, ClientUpdate
 from fedpeft.strategies.flora import FLoRA
 
 SCALINGS = {1: 4.0, 2: 2.0}
@@ -75,6 +75,18 @@ def test_new_factors_are_drawn_as_peft_draws_them_and_can_be_drawn_again() -> No
     assert first.std() == pytest.approx(0.1 / np.sqrt(3), rel=0.1)
     assert not np.array_equal(first, drawn[0, 2])
     assert not np.array_equal(first, drawn[1, 1])
+
+
+def test_every_module_draws_factors_of_its_own() -> None:
+    """Two layers alike in shape and in what their clients sent differ in what they start anew with."""
+    strategy = FLoRA()
+    enter(strategy, SCALINGS)
+    two = {
+        f"{layer}.{key}": value for layer in "xy" for key, value in tensors(np.ones((2, 4)), np.zeros((4, 2))).items()
+    }
+    client = ClientInfo(client_id=0, node_id=0, num_examples=1, rank=2, scaling=2.0)
+    after = strategy.aggregate(two, [ClientUpdate(client=client, tensors=two, num_examples=1, sent=two)])
+    assert not np.array_equal(after[f"x.{A}"], after[f"y.{A}"])
 
 
 def test_clients_share_the_first_rows_and_all_that_was_aggregated() -> None:

@@ -79,6 +79,26 @@ def test_every_client_has_the_whole_model_and_no_more_than_its_directions(rank: 
     assert sum(value.size for key, value in sent.items() if key != HEAD) == 6 * (8 + 7)
 
 
+def test_directions_beyond_those_kept_can_train_and_are_not_sent_to_merge() -> None:
+    """Three equal clients of rank 1 make p = 1 of a global rank 3, whatever rounding leaves of the other two.
+
+    B has columns of exact zeros there, beside rows of A that are orthonormal; a client of rank 1 has nothing to merge.
+    """
+    rng = np.random.default_rng(0)
+    trained = tensors(rng.normal(size=(1, 7)), rng.normal(size=(8, 1)))
+    strategy = FLoRIST(energy=1.0)
+    enter(strategy, SCALINGS)
+    after = strategy.aggregate(
+        tensors(np.zeros((3, 7)), np.zeros((8, 3))), [update(i, 1 + i, 6.0, trained) for i in range(3)]
+    )
+    assert after[B][:, 0].any()
+    assert not after[B][:, 1:].any()
+    assert np.allclose(after[A] @ after[A].T, np.eye(3), atol=1e-6)
+    small = ClientInfo(client_id=0, node_id=0, num_examples=1, rank=1, scaling=6.0)
+    assert set(strategy.client_tensors(after, small)) == {A, B, HEAD}
+    assert close(product(dict(strategy.client_tensors(after, small)), 6.0), product(after, 2.0))
+
+
 def test_clients_that_train_nothing_keep_the_model() -> None:
     strategy, after = diagonal(1.0)
     before = product(strategy.model_tensors(after), 1.0)

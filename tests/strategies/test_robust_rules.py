@@ -60,6 +60,24 @@ LINE = np.repeat(np.array([[0.0], [1.0], [2.0], [9.0], [10.0]]), 2, axis=1) / np
 """Five clients on a line: changes t (1, 1/2) for t = 0, 1, 2, 9, 10; squared distances are 5/4 of those of t."""
 
 
+def test_no_more_are_kept_than_may_be_honest_among_the_replies() -> None:
+    """keep = 6 of a cohort of 7; five reply, f = 1: t = 10, of the worst score, is out. (0 + 1 + 2 + 9) / 4 = 3."""
+    assert np.allclose(change(MultiKrum(cohort_size=7, keep=6), LINE), [3, 1.5])
+
+
+@every
+def test_a_tensor_that_did_not_travel_stays(kind: type[Any]) -> None:
+    start, updates = given(LINE)
+    after = kind(cohort_size=5).aggregate({**start, "c": np.float32([7])}, updates)
+    assert (list(after), after["c"].tolist()) == (["a", "b", "c"], [7.0])
+
+
+def test_a_median_that_was_not_reached_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    points = np.random.default_rng(6).normal(size=(9, 4))
+    change(GeometricMedian(cohort_size=9, max_iterations=2), points)
+    assert "after 2 steps" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("strategy", "t"),
     [

@@ -15,12 +15,14 @@ from worlds import World, update, world
 from fedpeft import config as cfg
 from fedpeft.core import wire
 from fedpeft.core.errors import ConfigError, WireError
+from fedpeft.core.events import ClientRejected, Event
 from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
 from fedpeft.strategies.base import FedPeft
 from fedpeft.strategies.fedadagrad import FedAdagrad
 from fedpeft.strategies.fedadam import FedAdam
 from fedpeft.strategies.fedavg import FedAvg
 from fedpeft.strategies.fedavgm import FedAvgM
+from fedpeft.strategies.fednova import FedNova
 from fedpeft.strategies.fedyogi import FedYogi
 from fedpeft.strategies.ffa_lora import FFALoRA
 from fedpeft.strategies.rolora import RoLoRA
@@ -92,6 +94,50 @@ def test_fedadagrad_by_hand() -> None:
     strategy = FedAdagrad(initial_v=0.0, tau=1.0, server_lr=5.0)
     assert step(strategy, 0, 4) == 4.0
     assert step(strategy, 4, 7) == 6.5
+
+
+def alone(strategy: FedPeft, tensors: Tensors, key: str, by: float) -> Tensors:
+    """Return the tensors after a round in which one client trained one of them."""
+    client = ClientInfo(client_id=0, node_id=0, num_examples=1)
+    after = {key: tensors[key] + np.float32(by)}
+    return strategy.aggregate(tensors, [ClientUpdate(client=client, tensors=after, num_examples=1, sent=tensors)])
+
+
+def test_the_momentum_of_what_nobody_trained_waits() -> None:
+    """beta 1/2. x moves by 4, then y alone, then x by 4 again: v_x = 4, still 4, 4/2 + 4 = 6, so that x = 4 + 6."""
+    strategy, tensors = FedAvgM(beta=0.5), {"x": np.float32([0]), "y": np.float32([0])}
+    for key in ("x", "y", "x"):
+        tensors = alone(strategy, tensors, key, 4.0)
+    assert {key: value.tolist() for key, value in tensors.items()} == {"x": [10.0], "y": [4.0]}
+
+
+def test_bias_is_corrected_by_a_tensors_own_steps() -> None:
+    """y is trained in round 3 for the first time: its step is the rate, as x's was in round 1."""
+    settings: dict[str, Any] = {"beta1": 0.5, "beta2": 0.75, "tau": 1e-12, "initial_v": 0.0}
+    strategy = FedAdam(server_lr=3.0, bias_correction=True, **settings)
+    tensors = {"x": np.float32([0]), "y": np.float32([0])}
+    for key in ("x", "x", "y"):
+        tensors = alone(strategy, tensors, key, 0.25)
+    assert tensors["y"].item() == pytest.approx(3.0, rel=1e-6)
+
+
+@every
+def test_what_a_rule_tells_reaches_the_observers(kind: type[Any]) -> None:
+    told: list[Event] = []
+    strategy, tensors = kind(rule=FedNova()), {"x": np.float32([0])}
+    strategy.observers = (told.append,)
+    given = [
+        ClientUpdate(
+            client=ClientInfo(client_id=i, node_id=i, num_examples=1),
+            tensors={"x": np.float32([1])},
+            num_examples=1,
+            metrics={"train-steps": steps},
+            sent=tensors,
+        )
+        for i, steps in enumerate((3, 0))
+    ]
+    strategy.aggregate(tensors, given)
+    assert [(e.client_id, e.check) for e in told if isinstance(e, ClientRejected)] == [(1, "steps")]
 
 
 def replies(strategy: FedPeft, tensors: Tensors, server_round: int) -> list[Message]:
