@@ -72,6 +72,19 @@ def test_warm_up_goes_on_for_its_rounds_and_measures_the_share_in_the_last() -> 
     assert Orders.read(strategy.client_config(client)).probe == ""
 
 
+def test_a_share_is_measured_after_the_scores_however_late_they_come() -> None:
+    """Round 1 came to nothing, so that the last round of warm-up brings scores: the next one measures and chooses."""
+    strategy = FedPepTAO(warmup_rounds=2, layer_share="measured")
+    client = world(FedPepTAO).client(0)
+    enter(strategy, 2)
+    scored(strategy)
+    assert "layers" not in strategy.notes()
+    enter(strategy, 3)
+    assert Orders.read(strategy.client_config(client)).probe == "curvature"
+    strategy.aggregate(GLOBAL, [reply(0, 1, GLOBAL, layer_share=0.25)])
+    assert strategy.notes()["layers"] == [1]
+
+
 def test_without_scores_warm_up_asks_again() -> None:
     strategy = FedPepTAO(warmup_rounds=1)
     told: list[Event] = []
@@ -134,6 +147,9 @@ def test_the_other_layers_are_sent_until_the_client_has_them() -> None:
     assert sorted(strategy.client_tensors(after, clients[7])) == selected
     assert Orders.read(strategy.client_config(clients[7])).keep == ("layers.0", "layers.3")
     assert sorted(strategy.client_tensors(after, clients[0])) == sorted(GLOBAL)
+    enter(strategy, 3)
+    strategy.aggregate(after, [reply(0, 1, {key: after[key] for key in selected})])
+    assert all(sorted(strategy.client_tensors(after, client)) == selected for client in clients.values())
 
 
 def test_frozen_layers_are_put_away_once_and_held() -> None:
