@@ -20,6 +20,8 @@ EVERYTHING = "*"
 PROBES = ("", "layers", "curvature", "gradient")
 PREFIX = "orders."
 MAX_RANK = 4096
+MAX_TEXT = 2**16
+"""Characters of one list of names: every key of the model is held against every name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +109,8 @@ def _read(name: str, value: object) -> Any:
         return float(value)
     if not isinstance(value, str):
         raise WireError("orders", f"{name} must be text, got {type(value).__name__}")
+    if len(value) > MAX_TEXT:
+        raise WireError("orders", f"{name} must have at most {MAX_TEXT} characters, got {len(value)}")
     if name == "probe":
         if value not in PROBES:
             raise WireError("orders", f"probe must be one of {', '.join(p for p in PROBES if p)}, got {value[:40]!r}")

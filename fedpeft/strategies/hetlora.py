@@ -158,8 +158,9 @@ class HetLoRA(FedPeft):
         return [size / sum(sizes) for size in sizes]
 
     def _tail(self, rank: int) -> int:
-        """Return where the tail of factors of this rank begins; the rank itself where there is none."""
-        return min(rank, max(self.min_rank, math.floor(self.gamma * rank)))
+        """Return where the tail of factors of this rank begins; the rank or more where there is none."""
+        # 0.58 * 50 is 28.999999999999996 in floating point.
+        return max(self.min_rank, math.floor(self.gamma * rank + 1e-9))
 
     def _newly_pruned(self, updates: Sequence[ClientUpdate], pairs: Sequence[Pair]) -> dict[int, int]:
         pruned = {}

@@ -26,6 +26,26 @@ def test_orders_survive_the_wire() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rank", -1), ("rank", 4097), ("rank", 1.0), ("rank", True), ("tail_rank", "2"),
+        ("scaling", -1.0), ("scaling", float("inf")), ("prox", float("nan")), ("tail_weight", True), ("prox", "1"),
+        ("freeze", 3), ("keep", ["a"]), ("held", b"a"), ("store", "x" * 65537), ("probe", "everything"), ("probe", 1),
+    ],
+)  # fmt: skip
+def test_an_order_out_of_range_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(WireError, match=f"{name} must") as caught:
+        Orders.read({f"orders.{name}": value})
+    assert caught.value.check == "orders"
+    assert len(str(caught.value)) < 200
+
+
+def test_orders_at_their_limits_are_read() -> None:
+    limits = Orders.read({"orders.rank": 4096, "orders.scaling": 2, "orders.keep": "x" * 65536, "orders.held": "a,,b,"})
+    assert (limits.rank, limits.scaling, len(limits.keep[0]), limits.held) == (4096, 2.0, 65536, ("a", "b"))
+
+
+@pytest.mark.parametrize(
     ("key", "name", "found"),
     [
         ("a.layers.1.x", "layers.1", True),

@@ -113,10 +113,11 @@ def test_pruned_ranks_survive_a_checkpoint() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rank", "gamma", "min_rank", "tail"), [(8, 0.9, 1, 7), (8, 0.5, 6, 6), (1, 0.5, 1, 0), (8, 1.0, 1, 0)]
+    ("rank", "gamma", "min_rank", "tail"),
+    [(8, 0.9, 1, 7), (8, 0.5, 6, 6), (1, 0.5, 1, 0), (8, 1.0, 1, 0), (4, 0.5, 6, 0), (50, 0.58, 1, 29)],
 )
 def test_the_tail_is_what_clients_are_told_to_shrink(rank: int, gamma: float, min_rank: int, tail: int) -> None:
-    """floor(0.9 x 8) = 7; never below the smallest rank; 0, no tail, where nothing would be left to lose."""
+    """floor(0.9 x 8) = 7, 0.58 x 50 = 29; never below the smallest rank; 0, no tail, where there is nothing to lose."""
     strategy = strategy_with(gamma=gamma, min_rank=min_rank, tail_weight=0.25)
     client = ClientInfo(client_id=0, node_id=0, num_examples=1, rank=rank, scaling=1.0)
     orders = Orders.read(strategy.client_config(client))
