@@ -15,10 +15,13 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedpeft.core import wire
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.events import Aggregated, ClientRejected, Event, RoundKept
+from fedpeft.core.orders import CONTROL, Orders
+from fedpeft.core.ranks import RankPlan
 from fedpeft.core.tensors import weighted_mean
 from fedpeft.core.types import ClientInfo, Tensors
 from fedpeft.strategies.base import FedPeft
 from fedpeft.strategies.fedavg import FedAvg
+from fedpeft.strategies.view import View
 
 NODES = nodes(8)
 
@@ -97,6 +100,41 @@ def test_a_reply_is_measured_against_what_its_sender_was_sent() -> None:
     verdict = strategy.guard.inspect(replies.values(), strategy._expected)
     assert [list(u.tensors) for u in verdict.accepted[:2]] == [["a.lora_A", "b.lora_B", "c"], ["c"]]
     assert verdict.rejected == []
+
+
+class Ordering(FedAvg):
+    """Orders a rank and a scaling of its own from odd clients."""
+
+    def client_config(self, client: ClientInfo) -> Mapping[str, wire.ConfigValue]:
+        return Orders(rank=1, scaling=5.0).entries() if client.client_id % 2 else {}
+
+
+def test_an_update_bears_the_rank_and_scaling_that_were_ordered() -> None:
+    strategy = Ordering(cohort_size=2)
+    ranks = RankPlan(rank=4, default=4, scaling_for=lambda rank: 8 / rank)
+    strategy.view = View(ranks=ranks)
+    messages = strategy.configure_train(1, wire.encode(small_global()), ConfigRecord(), FakeGrid(nodes(2)))
+    replies = [reply for k, message in enumerate(messages) for reply in honest(k, message)]
+    accepted = strategy.guard.inspect(replies, strategy._expected).accepted
+    assert [(u.client.client_id, u.client.rank, u.client.scaling) for u in accepted] == [(0, 4, 2.0), (1, 1, 5.0)]
+
+
+class Correcting(FedAvg):
+    """Sends control variates, as SCAFFOLD does."""
+
+    def client_tensors(self, global_tensors: Tensors, client: ClientInfo) -> Tensors:
+        return {**global_tensors, CONTROL + "c": global_tensors["c"]}
+
+
+def test_control_variates_go_to_clients_that_train_alone() -> None:
+    """They correct gradients, of which an evaluation has none."""
+    strategy = Correcting(cohort_size=1, evaluate_every=1)
+    sent = {}
+    for kind, configure in (("train", strategy.configure_train), ("evaluate", strategy.configure_evaluate)):
+        messages = configure(1, wire.encode(small_global()), ConfigRecord(), FakeGrid(NODES))
+        sent[kind] = {tuple(message.content.array_records["arrays"]) for message in messages}
+    keys = tuple(sorted(small_global()))
+    assert sent == {"train": {(*keys[:2], "c", CONTROL + "c")}, "evaluate": {keys}}
 
 
 @pytest.mark.parametrize(
