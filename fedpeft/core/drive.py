@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedpeft.core.local_steps import STEPS
-from fedpeft.core.products import to_float32
+from fedpeft.core.products import shares, to_float32
 from fedpeft.core.tensors import weighted_mean
 from fedpeft.core.types import ClientUpdate, Tensors
 
@@ -77,11 +77,10 @@ def advance(drive: Drive, start: Tensors, updates: Sequence[ClientUpdate], rule:
     Raises:
         WireError: check ``aggregate``: a value does not fit float32.
     """
-    total = sum(one.num_examples for one in updates)
-    shares = [one.num_examples / total for one in updates]
+    weights = shares(updates)
     mean, own = _controls(drive, start, updates, rule) if rule.control else (drive.mean, drive.own)
     trained = [{key: one.tensors[key].astype(np.float64) for key in start} for one in updates]
-    average = weighted_mean(trained, shares)
+    average = weighted_mean(trained, weights)
     new, velocity, gradients = {}, {}, {}
     for key, w in start.items():
         gradients[key] = w - average[key]
@@ -90,7 +89,7 @@ def advance(drive: Drive, start: Tensors, updates: Sequence[ClientUpdate], rule:
             g = drive.last[key] - g if key in drive.last else np.zeros_like(g)
         push = rule.momentum * drive.velocity.get(key, np.zeros_like(g)) + (1 - rule.momentum) * g
         if rule.control:
-            apart = [p * own[one.client.client_id][key] for p, one in zip(shares, updates, strict=True)]
+            apart = [p * own[one.client.client_id][key] for p, one in zip(weights, updates, strict=True)]
             push = push + mean[key] - np.sum(apart, axis=0, dtype=np.float64)
         velocity[key] = push
         new[key] = to_float32(average[key] - drive.lr * push, key)

@@ -10,6 +10,7 @@ import numpy as np
 from fedpeft.core.errors import ConfigError, WireError
 from fedpeft.core.events import tell
 from fedpeft.core.local_steps import STEPS, split_by_steps
+from fedpeft.core.products import shares
 from fedpeft.core.tensors import canonical
 from fedpeft.core.types import ClientUpdate, Tensors
 from fedpeft.strategies.base import FedPeft
@@ -58,14 +59,13 @@ class FedNova(FedPeft):
             tell(self.observers, event)
         if len(good) < self.min_replies:
             raise WireError("aggregate", f"{len(good)} replies with sound {STEPS}, {self.min_replies} are needed")
-        total = sum(one.num_examples for one in good)
-        shares = [one.num_examples / total for one in good]
+        weights = shares(good)
         steps = [one.metrics[STEPS] for one in good]
-        mean_steps = sum(p * a for p, a in zip(shares, steps, strict=True))
+        mean_steps = sum(p * a for p, a in zip(weights, steps, strict=True))
         new = {key: value.copy() for key, value in global_tensors.items()}
         for key in good[0].tensors:
             step = np.zeros(new[key].shape)
-            for p, a, one in zip(shares, steps, good, strict=True):
+            for p, a, one in zip(weights, steps, good, strict=True):
                 step += (p / a) * (one.tensors[key].astype(np.float64) - one.sent[key])
             new[key] = (global_tensors[key] + mean_steps * step).astype(global_tensors[key].dtype)
         return canonical(new)

@@ -10,6 +10,7 @@ import numpy as np
 from fedpeft.core.factors import Factors, distance, factors_of, norm, stack
 from fedpeft.core.orders import MERGE
 from fedpeft.core.pairs import Pair, cut_rank, lora_pairs
+from fedpeft.core.products import shares
 from fedpeft.core.types import ClientUpdate, Tensors
 
 
@@ -30,13 +31,12 @@ def product_error(before: Tensors, updates: Sequence[ClientUpdate], after: Tenso
         None where the method has no factors, or the clients' mean change is zero.
     """
     pairs = lora_pairs(before, strict=False)
-    total = sum(one.num_examples for one in updates)
     wrong = whole = 0.0
     for pair in pairs:
         parts = [
             _change({**_cut(before, pair, one), **one.sent, **one.tensors}, pair, one.client.scaling) for one in updates
         ]
-        mean = stack(parts, [one.num_examples / total for one in updates])
+        mean = stack(parts, shares(updates))
         wrong += distance(_change(after, pair, scaling), mean) ** 2
         whole += norm(mean) ** 2
     return math.sqrt(wrong / whole) if whole else None

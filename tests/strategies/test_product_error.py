@@ -54,5 +54,21 @@ def test_it_is_the_distance_of_the_dense_changes(kind: type[FedPeft]) -> None:
     assert (error < 1e-5) == (kind is not FedAvg)
 
 
+@pytest.mark.parametrize(
+    ("name", "factor", "change_by_hand"),
+    [("lora_B", [[1], [0]], [[4, 0], [0, 0]]), ("lora_A", [[0, 1]], [[0, 12], [0, 0]])],
+)
+def test_a_factor_that_a_smaller_client_was_not_sent_is_the_first_directions_of_the_global_one(
+    name: str, factor: list[list[float]], change_by_hand: list[list[float]]
+) -> None:
+    """Rank 1, s = 4, beside a global A = I and B = [[3, 9], [0, 9]]: 4 (1, 0)^T (1, 0), and 4 (3, 0)^T (0, 1)."""
+    before = {A: np.eye(2, dtype=np.float32), B: np.float32([[3, 9], [0, 9]])}
+    client = ClientInfo(client_id=0, node_id=0, num_examples=1, rank=1, scaling=4.0)
+    returned = {f"m.{name}.weight": np.float32(factor)}
+    reply = ClientUpdate(client=client, tensors=returned, num_examples=1, sent=returned)
+    after = {A: np.eye(2, dtype=np.float32), B: np.float32(change_by_hand) / 2}
+    assert product_error(before, [reply], after, 2.0) == pytest.approx(0, abs=1e-7)
+
+
 def test_methods_without_factors_have_none() -> None:
     assert product_error({"x": np.zeros(2)}, [], {"x": np.zeros(2)}, 1.0) is None
