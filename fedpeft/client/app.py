@@ -80,7 +80,9 @@ def _train(runtime: Runtime, message: Message, context: Context) -> wire.RecordD
     instruction = _read(runtime, message)
     client_id = _client_id(context)
     personal = personal_state(runtime.config, client_id, str(context.node_config.get("state-dir", "")) or None)
-    keep_from = int(instruction.config.get(CHECKPOINT_ROUND, 0))
+    keep_from = instruction.config.get(CHECKPOINT_ROUND, 0)
+    if type(keep_from) is not int or keep_from < 0:
+        raise WireError("config", f"{CHECKPOINT_ROUND} must be a whole number >= 0, got {keep_from!r}")
     trained = runtime.train(client_id, instruction, personal, keep_from)
     result, sizes = trained.result, {True: 0, False: 0}
     for key, value in trained.tensors.items():

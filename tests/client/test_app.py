@@ -231,6 +231,26 @@ def test_pickled_and_oversized_instructions_are_refused(client: Client, toy: lis
     )
 
 
+@pytest.mark.parametrize(
+    ("entries", "reason"),
+    [
+        ({"checkpoint-round": "x"}, "config"),
+        ({"checkpoint-round": float("inf")}, "config"),
+        ({"checkpoint-round": -1}, "config"),
+        ({"orders.rank": 3}, "orders"),
+        ({"orders.scaling": float("nan")}, "orders"),
+        ({"orders.kep": "lora_B"}, "orders"),
+        ({"orders.held": "lora_A"}, "held"),
+    ],
+)
+def test_unsound_entries_from_the_server_are_refused(client: Client, entries: dict[str, Any], reason: str) -> None:
+    """The method's own rank is 2, and nothing was put away before."""
+    sent = {key: value for key, value in client.runtime.initial.items() if "lora_A" not in key}
+    reply = client.train(tensors=sent, **entries)
+    assert reply.has_error()
+    assert f"WireError: {reason}" in reply.error.reason
+
+
 def heads(client: Client, client_id: int) -> dict[int, bytes]:
     folder = Path(client.config["run_dir"]) / "checkpoints" / "clients" / f"client-{client_id:06d}"
     return {int(path.stem.removeprefix("round-")): path.read_bytes() for path in sorted(folder.glob("round-*"))}
