@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedpeft.core.dense import plain_pairs
 from fedpeft.core.errors import WireError
 from fedpeft.core.orders import CONTROL, MERGE, Orders, matches
 from fedpeft.core.pairs import FactorError, cut_rank, lora_pairs
@@ -48,12 +49,15 @@ def at_rank(initial: Tensors, rank: int) -> Tensors:
         rank: the rank wanted.
 
     Raises:
-        WireError: check ``orders``: the rank is above what the method has.
+        WireError: check ``orders``: the rank is above what the method has, or its factors have something beside them
+            that cannot be cut with them, such as LoRA-SB's core.
     """
     if rank == 0:
         return initial
-    cut = dict(initial)
-    for pair in lora_pairs(initial, strict=False):
+    pairs, cut = lora_pairs(initial, strict=False), dict(initial)
+    if pairs != plain_pairs(initial):
+        raise WireError("orders", f"rank {rank} was ordered of a method whose factors cannot change rank")
+    for pair in pairs:
         most = initial[pair.a].shape[0]
         if rank > most:
             raise WireError("orders", f"rank must be at most {most}, the method's own, got {rank}")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedpeft.client.fitting import HELD, Fitted, fit, put_away
+from fedpeft.client.fitting import HELD, Fitted, at_rank, fit, payload_spec, put_away
 from fedpeft.core.errors import WireError
 from fedpeft.core.orders import Orders
 from fedpeft.core.types import Tensors
@@ -58,3 +58,36 @@ def test_what_was_put_away_is_held_later_and_demanded() -> None:
     assert fitted(sent(0), orders, stored)[1]["1"] == (11, False)
     with pytest.raises(WireError, match=r"m\.layers\.1\.x is not here"):
         fitted(sent(0), orders, {})
+
+
+@pytest.mark.parametrize("beside", ["m.lora_R.weight", "m.sparse_values", "m.lora_magnitude_vector"])
+def test_factors_with_something_beside_them_have_one_rank(beside: str) -> None:
+    """A core (3, 3) would not fit factors of rank 2."""
+    factors = {"m.lora_A.weight": np.zeros((3, 4), np.float32), "m.lora_B.weight": np.zeros((5, 3), np.float32)}
+    assert at_rank(factors, 2)["m.lora_A.weight"].shape == (2, 4)
+    more = {**factors, beside: np.zeros((3, 3), np.float32)}
+    assert at_rank(more, 0) is more
+    with pytest.raises(WireError, match="rank 2 was ordered of a method whose factors cannot change rank"):
+        payload_spec(Orders(rank=2), {beside: (3, 3)}, more)
+
+
+def test_control_variates_are_of_known_tensors_and_have_their_shapes() -> None:
+    shapes = {"m.layers.0.x": (1,), "control.m.layers.0.x": (7,)}
+    assert payload_spec(Orders(), shapes, INITIAL)["control.m.layers.0.x"].shape == (1,)
+    with pytest.raises(WireError, match=r"unexpected 'control\.m\.layers\.9\.x'"):
+        payload_spec(Orders(), {**shapes, "control.m.layers.9.x": (1,)}, INITIAL)
+
+
+def test_what_was_put_away_stays_through_rounds_that_put_nothing_away() -> None:
+    stored = put_away(sent(0), Orders(store=("layers.0",)), {})
+    later = put_away(sent(1), Orders(held=("layers.0",)), {**stored, "residual.m.layers.0.x": np.float32([1])})
+    assert (list(later), later[HELD + "m.layers.0.x"].tolist()) == ([HELD + "m.layers.0.x"], [10.0])
+
+
+def test_gradients_of_the_round_before_are_gone() -> None:
+    shared = {key: nn.Parameter(torch.ones(1)) for key in INITIAL}
+    for value in shared.values():
+        value.grad = torch.ones(1)
+    tunable = Tunable(model=nn.Module(), shared=shared, local={}, head_keys=frozenset(), rank=None)
+    fit(tunable, sent(0, 1, 2), Orders(), INITIAL, {})
+    assert all(value.grad is None for value in shared.values())
