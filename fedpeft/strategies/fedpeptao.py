@@ -50,9 +50,9 @@ class FedPepTAO(FedPeft):
     The correction c - c_k is in units of a gradient: the server moves by server_lr / (tau_k lr) of what a client moved,
     so keep server_lr well below the number of local steps times ``client.lr``, or set ``control=false``.
 
-    Differs: the last layer is scored too, and G is decomposed as a symmetric matrix. Where the papers' clients restart
-    their optimiser and their code keeps it, ours is always made afresh, as every client of fedpeft does. Controls are
-    renewed before they are used. ``select`` and ``server=average`` are for studies.
+    Differs: the last layer is scored too, and G is decomposed as a symmetric matrix. Clients make their optimiser
+    afresh in each round, as the paper says; the authors' code keeps it. Controls are renewed before they are used.
+    ``select`` and ``server=average`` are for studies.
 
     Args:
         warmup_rounds: W; at least 2 for a measured share, as one message carries one measurement.
