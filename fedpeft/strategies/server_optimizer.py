@@ -22,7 +22,7 @@ from fedpeft.strategies.base import FedPeft, StateValue
 RULE = "rule."
 """Prefix of the inner rule's entries in a server optimiser's state."""
 T = TypeVar("T")
-_FLAGS = ("linear", "requires", "mixed_ranks", "merges", "renews_basis", "bears_sparse")
+_FLAGS = ("linear", "requires", "mixed_ranks", "merges", "renews_basis", "bears_sparse", "bears_lossy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,17 +72,22 @@ def take_flags(strategy: FedPeft, rule: FedPeft) -> None:
     """Make a strategy answer for what it needs and bears as the rule inside it does.
 
     Raises:
-        ConfigError: the rule gives no step that an optimiser could carry from round to round.
+        ConfigError: the rule is no strategy, or gives no step that an optimiser could carry from round to round.
     """
     name, inner = type(strategy).__name__, type(rule).__name__
+    if not isinstance(rule, FedPeft):
+        raise ConfigError(f"strategy.rule must be a strategy, got {rule!r} (write strategy@strategy.rule=fedavg)")
     problems = []
-    if not rule.linear:
-        problems.append(f"{inner} is not linear in the updates")
+    if hasattr(rule, "rule"):
+        problems.append("is a server optimiser itself, whose steps are not linear in the updates")
+    elif not rule.linear:
+        problems.append("is not linear in the updates")
     if rule.renews_basis:
-        problems.append(f"{inner} renews the factors' basis in each round, so that moments mean nothing in the next")
+        problems.append("renews the factors' basis in each round, so that moments mean nothing in the next")
     if problems:
         raise ConfigError(
-            [f"strategy {name} cannot step over {one} (set strategy@strategy.rule=fedavg)" for one in problems]
+            f"strategy {name} cannot step over {inner}, which {' and '.join(problems)} "
+            "(set strategy@strategy.rule=fedavg)"
         )
     for flag in _FLAGS:
         setattr(strategy, flag, getattr(rule, flag))
@@ -103,15 +108,23 @@ def check_settings(
         ConfigError: one line for each.
     """
     problems = [
-        f"strategy.{name} must be a positive number, got {value}"
+        f"strategy.{name} must be a positive number, got {value!r}"
         for name, value in (("server_lr", server_lr), ("tau", tau))
-        if value is not None and not 0 < value < math.inf
+        if value is not None and not (_is_number(value) and 0 < value < math.inf)
     ]
-    if initial_v is not None and not 0 <= initial_v < math.inf:
-        problems.append(f"strategy.initial_v must be a number >= 0, or null for tau^2, got {initial_v}")
-    problems += [f"strategy.{name} must be in [0, 1), got {beta}" for name, beta in betas.items() if not 0 <= beta < 1]
+    if initial_v is not None and not (_is_number(initial_v) and 0 <= initial_v < math.inf):
+        problems.append(f"strategy.initial_v must be a number >= 0, or null for tau^2, got {initial_v!r}")
+    problems += [
+        f"strategy.{name} must be in [0, 1), got {beta!r}"
+        for name, beta in betas.items()
+        if not (_is_number(beta) and 0 <= beta < 1)
+    ]
     if problems:
         raise ConfigError(problems)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def proposed_step(rule: FedPeft, global_tensors: Tensors, updates: list[ClientUpdate]) -> Tensors:

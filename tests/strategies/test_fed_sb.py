@@ -172,7 +172,7 @@ def test_a_random_basis_never_travels() -> None:
 
 
 def test_momentum_would_break_the_basis() -> None:
-    with pytest.raises(ConfigError, match="FedAdam cannot step over FedSB renews the factors' basis"):
+    with pytest.raises(ConfigError, match="FedAdam cannot step over FedSB, which renews the factors' basis"):
         FedAdam(rule=FedSB())
     assert FedAdam(rule=FedSB(init="random")).requires == {"core"}
     assert FedAvg.renews_basis is FedSB.renews_basis is False, "the class is untouched"

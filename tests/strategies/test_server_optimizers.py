@@ -254,10 +254,24 @@ class Turning(FedAvg):
 
 @every
 def test_rules_that_cannot_be_stepped_over_are_refused_by_name(kind: type[Any]) -> None:
-    with pytest.raises(ConfigError, match=f"{kind.__name__} cannot step over Nonlinear is not linear"):
+    with pytest.raises(ConfigError, match=f"{kind.__name__} cannot step over Nonlinear, which is not linear"):
         kind(rule=Nonlinear())
-    with pytest.raises(ConfigError, match=f"{kind.__name__} cannot step over Turning renews"):
+    with pytest.raises(ConfigError, match=f"{kind.__name__} cannot step over Turning, which renews"):
         kind(rule=Turning())
+
+
+@every
+@pytest.mark.parametrize("inner", [FedAvgM, FedAdam])
+def test_optimisers_do_not_step_over_one_another(kind: type[Any], inner: type[Any]) -> None:
+    with pytest.raises(ConfigError, match=f"{kind.__name__} cannot step over {inner.__name__}, which is a server opt"):
+        kind(rule=inner())
+
+
+@every
+def test_a_rule_given_by_name_is_told_how_to_be_written(kind: type[Any]) -> None:
+    """``strategy.rule=ffa_lora`` sets a text; Hydra's way to choose a member is ``strategy@strategy.rule=ffa_lora``."""
+    with pytest.raises(ConfigError, match=r"got 'ffa_lora' \(write strategy@strategy.rule="):
+        kind(rule="ffa_lora")
 
 
 @pytest.mark.parametrize(
@@ -269,6 +283,9 @@ def test_rules_that_cannot_be_stepped_over_are_refused_by_name(kind: type[Any]) 
         (FedAdam, {"beta2": -0.1}, "strategy.beta2 must be in"),
         (FedYogi, {"server_lr": math.inf}, "strategy.server_lr must be"),
         (FedAdagrad, {"initial_v": -1.0}, "strategy.initial_v must be"),
+        (FedAvgM, {"beta": "x"}, "strategy.beta must be in .*got 'x'"),
+        (FedAdam, {"server_lr": "fast"}, "strategy.server_lr must be a positive number, got 'fast'"),
+        (FedAdagrad, {"initial_v": "x"}, "strategy.initial_v must be"),
     ],
 )
 def test_settings_out_of_range_are_refused(kind: type[Any], settings: dict[str, Any], word: str) -> None:
