@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from fedpeft.core.metrics import LAYER_SCORES
 from fedpeft.core.pairs import lora_pairs
 from fedpeft.core.spectrum import density, selected_share
 from fedpeft.core.types import Tensors
+from fedpeft.device_profiles.flops import StepFlops
 from fedpeft.methods.base import Tunable
 from fedpeft.tasks.base import Task
 
@@ -35,11 +37,19 @@ class Measured:
         metrics: joins the reply's metrics.
         tensors: takes the place of the reply's tensors, None where training goes on.
         passes: how many training steps on ``SCORED_EXAMPLES`` examples the measurement is worth.
+        width: tokens of the longest example that was measured.
+        cpu_s: CPU seconds that it took.
     """
 
     metrics: Mapping[str, float | list[float]] = field(default_factory=dict)
     tensors: Tensors | None = None
     passes: float = 0.0
+    width: int = 0
+    cpu_s: float = 0.0
+
+    def flops(self, step: StepFlops) -> float:
+        """Return the operations that the measurement took, given the cost of a training step."""
+        return self.passes * step.step(SCORED_EXAMPLES, self.width)
 
 
 def measure(
@@ -65,16 +75,27 @@ def measure(
     """
     if not probe:
         return Measured()
+    started = time.process_time()
     count = min(len(rows), GRADIENT_EXAMPLES if probe == "gradient" else SCORED_EXAMPLES)
     chosen = rng.choice(rows, size=count, replace=False)
+    metrics: dict[str, float | list[float]]
+    tensors = None
     if probe == "layers":
         scores = layer_scores(tunable.model, task.collate(chosen), dtype=dtype)
-        return Measured(metrics={LAYER_SCORES: [float(score) for score in scores]}, passes=1 / 3)
-    if probe == "curvature":
+        metrics, passes = {LAYER_SCORES: [float(score) for score in scores]}, 1 / 3
+    elif probe == "curvature":
         share = curvature_share(tunable, parameters, task, chosen, dtype=dtype, rng=rng)
-        return Measured(metrics={"layer-share": share}, passes=1 + 2 * LANCZOS_STEPS)
-    tensors, loss = gradient_factors(tunable, task, chosen, dtype=dtype)
-    return Measured(metrics={"train-loss": loss}, tensors=tensors, passes=count / SCORED_EXAMPLES)
+        metrics, passes = {"layer-share": share}, 1.0 + 2 * LANCZOS_STEPS
+    else:
+        tensors, loss = gradient_factors(tunable, task, chosen, dtype=dtype)
+        metrics, passes = {"train-loss": loss}, count / SCORED_EXAMPLES
+    return Measured(
+        metrics=metrics,
+        tensors=tensors,
+        passes=passes,
+        width=int(task.lengths(chosen).max()),
+        cpu_s=time.process_time() - started,
+    )
 
 
 def curvature_share(

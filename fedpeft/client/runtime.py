@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,13 @@ from fedpeft import config as cfg
 from fedpeft.client.examples import Examples
 from fedpeft.client.fitting import Fitted, fit, merged, parameters, payload_spec, put_away
 from fedpeft.client.measure import measure
+from fedpeft.client.plan import rank_plan
 from fedpeft.client.pulls import pulls_of
 from fedpeft.client.state import PersonalState
 from fedpeft.client.trainer import TrainResult, TrainSettings, evaluate, train
 from fedpeft.codecs.base import Codec
 from fedpeft.codecs.feedback import compress
-from fedpeft.core.errors import ConfigError, DataError
+from fedpeft.core.errors import DataError
 from fedpeft.core.orders import Orders
 from fedpeft.core.ranks import RankPlan
 from fedpeft.core.seeds import derive, rng
@@ -30,7 +31,6 @@ from fedpeft.core.wire import Identity, Instruction
 from fedpeft.data.holdout import client_split, num_test_rows
 from fedpeft.device_profiles.flops import StepFlops
 from fedpeft.methods.base import Method, Tunable, extract_tensors, load_tensors
-from fedpeft.methods.lora import LoRA
 from fedpeft.tasks.base import Scores
 from fedpeft.tasks.batches import evaluation_batches, training_batches
 
@@ -167,7 +167,6 @@ class Runtime:
         fitted = self._enter(payload, orders, own)
         rows, _ = self.client_rows(client_id)
         live = parameters(self.tunable, fitted.trained)
-        flops = self.step_flops(orders.rank, frozenset(fitted.trained))
         common: dict[str, Any] = {"dtype": self.dtype}
         with merged(self.tunable, payload):
             source = rng(self.seed, "probe", server_round, client_id)
@@ -180,11 +179,15 @@ class Runtime:
                     rows,
                     self.settings,
                     seed=self._train_seed(client_id, server_round),
-                    flops=flops,
+                    flops=self.step_flops(orders.rank, frozenset(fitted.trained)),
                     parameters=live,
                     pulls=pulls_of(orders, self.tunable.shared, fitted.trained, payload),
                     **common,
                 )
+        flops, cpu_s = result.flops, result.cpu_s + measured.cpu_s
+        if orders.probe:
+            flops += measured.flops(self.train_flops)
+        result = replace(result, flops=flops, cpu_s=cpu_s)
         after = {**extract_tensors(self.tunable.shared), **(measured.tensors or {})}
         stays = {key: after[key] for key in fitted.kept} | extract_tensors(self.tunable.local)
         stays |= put_away(payload, orders, own)
@@ -267,17 +270,7 @@ class Runtime:
     @property
     def ranks(self) -> RankPlan:
         """Rank and scaling of the global model and of each device."""
-        method = self.method
-        if not isinstance(method, LoRA):
-            return RankPlan()
-        ranks = method.ranks or {}
-        fleet = cfg.build(self.config["fleet"], self.allow)
-        classes = {device: fleet.profile(device).device_class for device in sorted(set(self.devices))}
-        if unknown := sorted(ranks.keys() - classes.keys() - set(classes.values())):
-            known = ", ".join(sorted({*classes, *classes.values()}))
-            raise ConfigError(f"method.ranks names {unknown[0]}, which no client is: the fleet has {known}")
-        by_device = {device: ranks.get(device, ranks.get(kind, method.rank)) for device, kind in classes.items()}
-        return RankPlan(rank=method.largest, default=method.rank, by_device=by_device, scaling_for=method.scaling_for)
+        return rank_plan(self.method, cfg.build(self.config["fleet"], self.allow), self.devices)
 
     def _enter(self, payload: Tensors, orders: Orders, own: Tensors) -> Fitted:
         """Make the model this client's: tensors from the server, its own ones from its last round."""

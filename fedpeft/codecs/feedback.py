@@ -1,4 +1,4 @@
-"""Both ends of a codec: a client's change with what earlier rounds left behind, and the server's reconstruction."""
+"""The client's end of a codec: its change with what earlier rounds left behind. The server's is in ``core.guard``."""
 
 from __future__ import annotations
 
@@ -54,28 +54,6 @@ def compress(
     decoded = codec.decode(encoded, specs(target))
     kept = {key: np.asarray(target[key] - decoded[key]) for key in target}
     return encoded, dict(sorted({**residual, **kept}.items()))
-
-
-def reconstruct(codec: Codec, sent: Mapping[str, np.ndarray], encoded: Mapping[str, np.ndarray]) -> Tensors:
-    """Return a client's tensors as the server knows them: ``sent + decode(encoded)``, in float32.
-
-    Args:
-        codec: the client's.
-        sent: what this client was sent.
-        encoded: foreign parts.
-
-    Raises:
-        WireError: as ``Codec.decode``; check ``finite`` also where the sum overflows.
-    """
-    decoded = codec.decode(encoded, specs(sent))
-    if codec.lossless:
-        return decoded
-    with np.errstate(over="ignore"):
-        tensors = {key: np.asarray(sent[key] + decoded[key]) for key in decoded}
-    for key, value in tensors.items():
-        if not np.isfinite(value).all():
-            raise WireError("finite", f"{key} overflows when the change is added")
-    return tensors
 
 
 def _plus(change: Tensors, residual: Mapping[str, np.ndarray]) -> Tensors:

@@ -13,6 +13,8 @@ NEEDS = {
     "core": "a core matrix between fixed factors (method=lora_sb)",
 }
 """What each trait means to a person."""
+SWITCHES = ("dora", "reparameterize")
+"""Settings under which a method loses traits that it has without them."""
 
 
 def pair_problems(strategy: Any, method: Any, codec: Any) -> Iterator[str]:
@@ -24,8 +26,9 @@ def pair_problems(strategy: Any, method: Any, codec: Any) -> Iterator[str]:
         codec: a built codec.
     """
     name, how = type(strategy).__name__, type(method).__name__
+    lost = "".join(f" while method.{switch}=true" for switch in SWITCHES if getattr(method, switch, False))
     for trait in sorted(getattr(strategy, "requires", frozenset()) - method.traits):
-        yield f"strategy {name} needs {NEEDS[trait]}, method {how} has none"
+        yield f"strategy {name} needs {NEEDS[trait]}, method {how} has none{lost}"
     ranks = sorted({method.rank, *(getattr(method, "ranks", None) or {}).values()} - {None})
     if len(ranks) > 1 and not getattr(strategy, "mixed_ranks", False):
         yield (
@@ -36,13 +39,20 @@ def pair_problems(strategy: Any, method: Any, codec: Any) -> Iterator[str]:
         yield f"method {how} cannot differ in rank from client to client, method.ranks gives {ranks} (leave it empty)"
     if not codec.lossless and not hasattr(strategy, "requires"):
         yield f"strategy {name} is Flower's own and reads tensors as they come, codec {codec.name} changes them"
+    if not codec.lossless and not getattr(strategy, "bears_lossy", True):
+        yield (
+            f"strategy {name} takes the directions that all later rounds train in from one round's replies, codec "
+            f"{codec.name} would blur them (choose codec=none, or strategy.init=random)"
+        )
     if codec.sparse and not getattr(strategy, "bears_sparse", True):
         yield (
             f"strategy {name} compares clients coordinate by coordinate, and codec {codec.name} drops most of them "
             "(choose codec=int8 or float16)"
         )
     if codec.error_feedback and getattr(strategy, "renews_basis", False):
+        kept = [f"stages.{i}." for i, one in enumerate(getattr(codec, "stages", ())) if one.error_feedback] or [""]
+        setting = " and ".join(f"codec.{one}error_feedback=false" for one in kept)
         yield (
             f"strategy {name} renews the factors' basis in each round, so what codec {codec.name} keeps back from one "
-            "round means nothing in the next (set codec.error_feedback=false, or choose codec=int8 or float16)"
+            f"round means nothing in the next (set {setting}, or choose codec=int8 or float16)"
         )

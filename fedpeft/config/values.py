@@ -39,8 +39,13 @@ def look_up(config: Mapping[str, Any], path: str) -> Any:
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Return one line for each value that differs between two configs."""
+    """Return one line for each value that differs between two configs.
+
+    Where another class stands in a place, that alone is said: its arguments differ of themselves.
+    """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
+        if (was := old.get("_target_")) != (now := new.get("_target_")):
+            return [f"{path}: was {was}, now {now}"]
         return [
             line
             for key in sorted({*old, *new})

@@ -174,13 +174,7 @@ class UpdateGuard:
         spec = specs(origin)
         if codec is None:
             return wire.decode(record, spec, max_bytes=self.max_bytes)
-        change = codec.decode(wire.decode(record, codec.encoded_spec(spec), max_bytes=self.max_bytes), spec)
-        if codec.lossless:
-            return change
-        with np.errstate(over="ignore"):
-            tensors = {key: (origin[key] + change[key]).astype(spec[key].dtype) for key in sorted(spec)}
-        if not all_finite(tensors):
-            raise WireError("finite", "the decoded tensors hold NaN or infinity")
+        tensors = reconstruct(codec, origin, wire.decode(record, codec.encoded_spec(spec), max_bytes=self.max_bytes))
         for value in tensors.values():
             value.setflags(write=False)
         return tensors
@@ -200,6 +194,28 @@ class UpdateGuard:
             for node_id, (update, change) in judged.items()
             if change > cap > 0
         }
+
+
+def reconstruct(codec: Decoder, sent: Mapping[str, np.ndarray], encoded: Tensors) -> Tensors:
+    """Return a client's tensors as the server knows them: ``sent + decode(encoded)``, in float32.
+
+    Args:
+        codec: the client's.
+        sent: what this client was sent of what it returns.
+        encoded: foreign parts.
+
+    Raises:
+        WireError: as the codec's ``decode``; check ``finite`` also where the sum overflows.
+    """
+    decoded = codec.decode(encoded, specs(sent))
+    if codec.lossless:
+        return decoded
+    with np.errstate(over="ignore"):
+        tensors = {key: np.asarray(sent[key] + decoded[key]) for key in decoded}
+    for key, value in tensors.items():
+        if not np.isfinite(value).all():
+            raise WireError("finite", f"{key} overflows when the change is added")
+    return tensors
 
 
 def _judge(

@@ -70,12 +70,12 @@ class LoRA:
 
     def __post_init__(self) -> None:
         problems = []
-        for setting, rank in {
-            "rank": self.rank,
-            **{f"ranks.{name}": rank for name, rank in (self.ranks or {}).items()},
-        }.items():
+        named = self.ranks if isinstance(self.ranks, Mapping) else {}
+        if self.ranks is not None and not isinstance(self.ranks, Mapping):
+            problems.append(f"ranks must map devices to ranks, as {{phone: 4}}, got {self.ranks!r} (set method.ranks)")
+        for setting, rank in {"rank": self.rank, **{f"ranks.{name}": rank for name, rank in named.items()}}.items():
             if type(rank) is not int or not 1 <= rank <= MAX_RANK:
-                problems.append(f"{setting} must be in 1..{MAX_RANK}, got {rank} (set method.{setting})")
+                problems.append(f"{setting} must be in 1..{MAX_RANK}, got {rank!r} (set method.{setting})")
         if not (_is_number(self.alpha) and 0 < self.alpha < math.inf):
             problems.append(f"alpha must be positive, got {self.alpha!r} (set method.alpha)")
         if not (_is_number(self.dropout) and 0 <= self.dropout < 1):
@@ -139,7 +139,9 @@ class LoRA:
             use_dora=self.dora,
         )
         complete(config, model, self.target_modules, setting="method.target_modules")
-        check_rank(model, config.target_modules, self.largest)
+        above = [f"method.ranks.{name}" for name, rank in (self.ranks or {}).items() if rank > self.rank]
+        setting = " or ".join(above) or "method.rank"
+        check_rank(model, config.target_modules, self.largest, setting=setting)
         return config
 
 

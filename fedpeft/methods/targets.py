@@ -67,8 +67,14 @@ def complete(config: Any, model: nn.Module, target_modules: Sequence[str] | None
         config.fan_in_fan_out = transposed == {True}
 
 
-def check_rank(model: nn.Module, targets: Sequence[str], rank: int) -> None:
+def check_rank(model: nn.Module, targets: Sequence[str], rank: int, *, setting: str = "method.rank") -> None:
     """Refuse a rank above the smaller side of a target's weight: more factors than the matrix has directions.
+
+    Args:
+        model: the model, without adapter.
+        targets: names of the target modules.
+        rank: the largest rank that any client trains at.
+        setting: which setting gives it, for the message.
 
     Raises:
         ConfigError: the rank is too large.
@@ -80,7 +86,7 @@ def check_rank(model: nn.Module, targets: Sequence[str], rank: int) -> None:
         if _matches(name, targets)
     ]
     if sizes and rank > min(sizes):
-        raise ConfigError(f"rank {rank} is above the smallest target's size {min(sizes)} (set method.rank)")
+        raise ConfigError(f"rank {rank} is above the smallest target's size {min(sizes)} (set {setting})")
 
 
 def _default_targets(config: Any, model: nn.Module, setting: str) -> list[str]:

@@ -65,6 +65,8 @@ class FedPeft(Strategy):
     """True where the factors' basis changes from round to round: what a client remembers of the last one is void."""
     bears_sparse: ClassVar[bool] = True
     """False where updates with most coordinates dropped would be misread."""
+    bears_lossy: ClassVar[bool] = True
+    """False where what comes back must come as it is, e.g. a basis that all later rounds stand on."""
 
     def __init__(
         self,

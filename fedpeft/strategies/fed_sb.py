@@ -71,19 +71,19 @@ class FedSB(FedPeft):
         super().__init__(**settings)
         self.init, self.init_lr = init, init_lr
         # Gradients are read whole, and no momentum of the server's reaches from them to what comes after.
-        for flag, value in (("renews_basis", init == "gradient"), ("bears_sparse", init == "random")):
+        random = init == "random"
+        for flag, value in (("renews_basis", not random), ("bears_sparse", random), ("bears_lossy", random)):
             setattr(self, flag, value)
         self._has_basis = init == "random"
         self._holders: frozenset[int] = frozenset()
         self._settled = 0
 
     def client_tensors(self, global_tensors: Tensors, client: ClientInfo) -> Tensors:
-        """Send A, B and R for gradients; afterwards R and the head, with A and B where the client lacks them."""
+        """Send A and B for gradients; afterwards R and the head, with A and B where the client lacks them."""
         pairs = lora_pairs(global_tensors)
         fixed = {key for pair in pairs for key in (pair.a, pair.b)}
         if not self._has_basis:
-            # A client counts what a step would cost before it measures: something sent must be able to train.
-            return {key: global_tensors[key] for key in sorted({*fixed, *(p.module + CORE_SUFFIX for p in pairs)})}
+            return {key: global_tensors[key] for key in sorted(fixed)}
         if self.init == "random" or self._holds(client):
             return {key: value for key, value in global_tensors.items() if key not in fixed}
         return global_tensors

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedpeft.codecs.feedback import compress, reconstruct
+from fedpeft.codecs.feedback import compress
 from fedpeft.codecs.float16 import Float16
 from fedpeft.codecs.identity import Identity
 from fedpeft.codecs.quantize import Int8
 from fedpeft.codecs.topk import TopK
 from fedpeft.core.errors import WireError
+from fedpeft.core.guard import reconstruct
 from fedpeft.core.tensors import specs
 from fedpeft.core.types import Tensors
 

@@ -115,7 +115,7 @@ def test_fed_sb_sends_a_and_b_once(whole: Path) -> None:
     for row in rows(whole, "clients"):
         first = row["round"] == 1
         assert row["outcome"] == "ok"
-        assert row["adapter_bytes"] == (factors + core if first else core)
+        assert row["adapter_bytes"] == (factors if first else core)
         assert row["head_bytes"] == (0 if first else HEAD_BYTES)
         fresh = not first and row["client_id"] not in seen
         payload = factors + core if first else core + HEAD_BYTES + factors * fresh

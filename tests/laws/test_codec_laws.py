@@ -13,9 +13,10 @@ import yaml
 from fedpeft import codecs
 from fedpeft.codecs.base import ARRAY_BYTES, LARGEST, Codec
 from fedpeft.codecs.chain import Chain
-from fedpeft.codecs.feedback import compress, reconstruct
+from fedpeft.codecs.feedback import compress
 from fedpeft.config.build import build
 from fedpeft.core.errors import WireError
+from fedpeft.core.guard import reconstruct
 from fedpeft.core.paths import conf_dir
 from fedpeft.core.tensors import specs
 from fedpeft.core.types import Tensors, TensorSpec

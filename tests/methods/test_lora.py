@@ -89,6 +89,9 @@ def test_all_wrong_arguments_are_named_at_once() -> None:
         {"alpha": float("nan")},
         {"dropout": -0.1},
         {"target_modules": "query"},
+        {"ranks": [4, 8]},
+        {"ranks": "phone"},
+        {"ranks": {"phone": 0}},
     ],
 )
 def test_wrong_arguments_are_refused(settings: dict[str, Any]) -> None:
@@ -111,6 +114,8 @@ def test_the_head_is_no_target(folder: str) -> None:
 def test_rank_above_a_target_is_refused_and_at_it_taken(folder: str) -> None:
     with pytest.raises(ConfigError, match="rank 33 is above the smallest target's size 32"):
         LoRA(rank=33).attach(classifier(folder), "share")
+    with pytest.raises(ConfigError, match=r"rank 40 is above .* \(set method.ranks.laptop\)"):
+        LoRA(rank=2, ranks={"phone": 1, "laptop": 40}).attach(classifier(folder), "share")
     assert LoRA(rank=32).attach(classifier(folder), "share").rank == 32
 
 
