@@ -47,8 +47,8 @@ class FedSB(FedPeft):
         ConfigError: an argument is out of range; all problems together.
 
     Example:
-        >>> FedSB(cohort_size=4).linear
-        True
+        >>> FedSB(init="random").linear, FedSB(init="gradient").linear
+        (True, False)
     """
 
     linear = True
@@ -70,11 +70,11 @@ class FedSB(FedPeft):
             raise ConfigError(problems)
         super().__init__(**settings)
         self.init, self.init_lr = init, init_lr
-        # Gradients are read whole, and no momentum of the server's reaches from them to what comes after.
+        # Gradients are read whole and one by one, and no momentum of the server's reaches from them to what comes after.
         random = init == "random"
-        for flag, value in (("renews_basis", not random), ("bears_sparse", random), ("bears_lossy", random)):
-            setattr(self, flag, value)
-        self._has_basis = init == "random"
+        self.linear = self.bears_sparse = self.bears_lossy = random  # type: ignore[misc]
+        self.renews_basis = not random  # type: ignore[misc]
+        self._has_basis = random
         self._holders: frozenset[int] = frozenset()
         self._settled = 0
 

@@ -168,11 +168,16 @@ def test_a_random_basis_never_travels() -> None:
         after = strategy.aggregate(GLOBAL, answers)
         assert (after[R].tolist(), after[A].tobytes()) == ([[3]], GLOBAL[A].tobytes())
     assert strategy.notes() == {}
-    assert (strategy.renews_basis, strategy.bears_sparse) == (False, True)
+    assert (strategy.renews_basis, strategy.bears_sparse, strategy.linear) == (False, True, True)
+
+
+def test_gradients_are_no_weighted_sum() -> None:
+    """The singular vectors of a sum of products need every client's factors by themselves."""
+    assert not FedSB().linear
 
 
 def test_momentum_would_break_the_basis() -> None:
-    with pytest.raises(ConfigError, match="FedAdam cannot step over FedSB, which renews the factors' basis"):
+    with pytest.raises(ConfigError, match="FedAdam cannot step over FedSB, .* renews the factors' basis"):
         FedAdam(rule=FedSB())
     assert FedAdam(rule=FedSB(init="random")).requires == {"core"}
     assert FedAvg.renews_basis is FedSB.renews_basis is False, "the class is untouched"
