@@ -70,7 +70,7 @@ class FedSB(FedPeft):
             raise ConfigError(problems)
         super().__init__(**settings)
         self.init, self.init_lr = init, init_lr
-        # Gradients are read whole and one by one, and no momentum of the server's reaches from them to what comes after.
+        # Gradients are read whole, each by itself, and no momentum reaches from them to what comes after.
         random = init == "random"
         self.linear = self.bears_sparse = self.bears_lossy = random  # type: ignore[misc]
         self.renews_basis = not random  # type: ignore[misc]

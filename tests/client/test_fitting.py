@@ -45,6 +45,13 @@ def test_what_is_kept_starts_from_before_round_1_on_a_new_client() -> None:
     assert found.kept == ["m.layers.1.x"]
 
 
+def test_what_a_client_kept_at_another_rank_is_left_and_what_it_held_is_demanded_anew() -> None:
+    own = {"m.layers.1.x": np.zeros(2, np.float32), HELD + "m.layers.2.x": np.zeros(2, np.float32)}
+    assert fitted(sent(0), Orders(keep=("layers.1",)), own)[1]["1"] == (1, True)
+    with pytest.raises(WireError, match=r"m\.layers\.2\.x is not here"):
+        fitted(sent(0), Orders(held=("layers.2",)), own)
+
+
 def test_what_is_frozen_goes_before_what_is_kept() -> None:
     found, live = fitted(sent(0, 1), Orders(freeze=("layers.1",), keep=("layers.1",)), {})
     assert live["1"] == (11, False)

@@ -177,7 +177,7 @@ def test_gradients_are_no_weighted_sum() -> None:
 
 
 def test_momentum_would_break_the_basis() -> None:
-    with pytest.raises(ConfigError, match="FedAdam cannot step over FedSB, .* renews the factors' basis"):
+    with pytest.raises(ConfigError, match=r"FedAdam cannot step over FedSB, .* renews the factors' basis"):
         FedAdam(rule=FedSB())
     assert FedAdam(rule=FedSB(init="random")).requires == {"core"}
     assert FedAvg.renews_basis is FedSB.renews_basis is False, "the class is untouched"
