@@ -76,6 +76,12 @@ def test_differences_name_path_old_and_new() -> None:
     assert cfg.differences(old, old) == []
 
 
+def test_another_class_is_one_difference_whatever_its_arguments() -> None:
+    old = {"codec": {"_target_": "a.TopK", "fraction": 0.05}, "seed": 0}
+    new = {"codec": {"_target_": "a.Int8", "scale_per": "row"}, "seed": 0}
+    assert cfg.differences(old, new) == ["codec: was a.TopK, now a.Int8"]
+
+
 def test_build_passes_arguments_and_unwraps_our_errors() -> None:
     assert cfg.build({"_target_": "fedpeft.methods.lora.LoRA", "rank": 3}, alpha=6).scaling == 2.0
     with pytest.raises(ConfigError) as caught:
