@@ -14,6 +14,16 @@ def canonical(tensors: Mapping[str, np.ndarray]) -> Tensors:
     return {key: np.asarray(tensors[key], order="C") for key in sorted(tensors)}
 
 
+def replaced(old: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray]) -> Tensors:
+    """Return the old tensors, copied, with the new ones in the place of those of their names, in sorted order.
+
+    Example:
+        >>> replaced({"b": np.ones(1), "a": np.ones(1)}, {"a": np.zeros(1)})
+        {'a': array([0.]), 'b': array([1.])}
+    """
+    return canonical({key: value.copy() for key, value in old.items() if key not in new} | dict(new))
+
+
 def specs(tensors: Mapping[str, np.ndarray]) -> dict[str, TensorSpec]:
     """Return shape and dtype of each tensor, in sorted key order."""
     return {key: TensorSpec(tuple(tensors[key].shape), tensors[key].dtype.name) for key in sorted(tensors)}

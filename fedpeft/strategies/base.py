@@ -19,7 +19,7 @@ from fedpeft.core.guard import Decoder, Expectation, UpdateGuard, check_aggregat
 from fedpeft.core.orders import CONTROL, Orders
 from fedpeft.core.ranks import RankPlan
 from fedpeft.core.seeds import rng
-from fedpeft.core.tensors import canonical, weighted_mean
+from fedpeft.core.tensors import replaced, weighted_mean
 from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
 from fedpeft.selection.base import Selection
 from fedpeft.selection.uniform import Uniform
@@ -125,7 +125,7 @@ class FedPeft(Strategy):
             updates: at least ``min_replies`` checked updates, by client id; tensors are read-only.
         """
         mean = weighted_mean([u.tensors for u in updates], [u.num_examples for u in updates])
-        return canonical({key: value.copy() for key, value in global_tensors.items() if key not in mean} | mean)
+        return replaced(global_tensors, mean)
 
     def model_tensors(self, global_tensors: Tensors) -> Tensors:
         """Return what the server evaluates and saves: the global tensors, and ``merge.`` factors where there are."""

@@ -13,7 +13,7 @@ from fedpeft.core.factors import factors_of, stack, svd
 from fedpeft.core.orders import Orders
 from fedpeft.core.pairs import lora_pairs
 from fedpeft.core.products import shares, to_float32
-from fedpeft.core.tensors import canonical, weighted_mean
+from fedpeft.core.tensors import replaced, weighted_mean
 from fedpeft.core.traits import CORE
 from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
 from fedpeft.core.wire import ConfigValue
@@ -108,7 +108,7 @@ class FedSB(FedPeft):
             new = self._basis(global_tensors, updates)
             self._has_basis = True
         self._settled = server_round
-        return canonical({key: value.copy() for key, value in global_tensors.items() if key not in new} | new)
+        return replaced(global_tensors, new)
 
     def state(self) -> dict[str, StateValue]:
         """Return whether A and B stand, who holds them, and the last round that was aggregated."""

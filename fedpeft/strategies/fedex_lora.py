@@ -8,7 +8,7 @@ from typing import Any
 from fedpeft.core.factors import factors_of
 from fedpeft.core.pairs import lora_pairs
 from fedpeft.core.products import changes_of, merge_tensors, merged_change, merged_of, shares, total
-from fedpeft.core.tensors import canonical, weighted_mean
+from fedpeft.core.tensors import replaced, weighted_mean
 from fedpeft.core.traits import FACTORS
 from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
 from fedpeft.strategies.base import FedPeft, StateValue
@@ -59,7 +59,7 @@ class FedExLoRA(FedPeft):
             weights = [*(1.0 for _ in before), *shares(updates), -1.0]
             residuals[pair.module] = total([*before, *lacking], weights)
         self._merged = merge_tensors(residuals)
-        return canonical({key: value.copy() for key, value in global_tensors.items() if key not in mean} | mean)
+        return replaced(global_tensors, mean)
 
     def model_tensors(self, global_tensors: Tensors) -> Tensors:
         """Return the mean factors with the residuals so far."""

@@ -16,7 +16,7 @@ from fedpeft.core.local_steps import split_by_steps
 from fedpeft.core.orders import Orders, matches
 from fedpeft.core.seeds import rng
 from fedpeft.core.spectrum import num_selected, rank_layers
-from fedpeft.core.tensors import canonical, weighted_mean
+from fedpeft.core.tensors import replaced, weighted_mean
 from fedpeft.core.traits import LAYERS
 from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
 from fedpeft.core.wire import ConfigValue
@@ -171,7 +171,7 @@ class FedPepTAO(FedPeft):
             new = _averaged(global_tensors, updates)
             if self.view.server_round >= self.warmup_rounds and not self._probe():
                 self._choose(global_tensors)
-            return canonical(new)
+            return new
         if self.server == "momentum" and self.rule.control:
             updates = self._enough(*split_by_steps(updates, self.view.server_round))
         new = _averaged(global_tensors, updates)
@@ -180,7 +180,7 @@ class FedPepTAO(FedPeft):
             moved, self._drive = advance(self._drive, start, updates, self.rule)
             new |= moved
         self._having = tuple(sorted({*self._having, *(one.client.client_id for one in updates)}))
-        return canonical(new)
+        return new
 
     def _measured(self, global_tensors: Tensors, updates: list[ClientUpdate]) -> list[ClientUpdate]:
         """Take note of what this round measured and return the updates that measured soundly."""
@@ -286,4 +286,4 @@ def _within(value: object, low: float, high: float, *, low_too: bool = True) -> 
 
 def _averaged(global_tensors: Tensors, updates: Sequence[ClientUpdate]) -> Tensors:
     mean = weighted_mean([one.tensors for one in updates], [one.num_examples for one in updates])
-    return {key: value.copy() for key, value in global_tensors.items() if key not in mean} | mean
+    return replaced(global_tensors, mean)

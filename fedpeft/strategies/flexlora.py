@@ -6,7 +6,7 @@ from fedpeft.core.factors import split, stack, svd
 from fedpeft.core.pairs import lora_pairs
 from fedpeft.core.products import changes_of, fill_rows, for_client, mean_of_others, shares, to_float32
 from fedpeft.core.seeds import rng
-from fedpeft.core.tensors import canonical
+from fedpeft.core.tensors import replaced
 from fedpeft.core.traits import FACTORS, RANKS
 from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
 from fedpeft.strategies.base import FedPeft
@@ -51,4 +51,4 @@ class FlexLoRA(FedPeft):
             a, b = split(u, s, vt, rank, self.view.ranks.scaling)
             a = fill_rows(a, len(s), rng(self.seed, "flexlora", self.view.server_round, pair.module))
             new[pair.a], new[pair.b] = to_float32(a, pair.module), to_float32(b, pair.module)
-        return canonical({key: value.copy() for key, value in global_tensors.items() if key not in new} | new)
+        return replaced(global_tensors, new)

@@ -19,7 +19,7 @@ from fedpeft.core.products import (
     stacked,
 )
 from fedpeft.core.seeds import rng
-from fedpeft.core.tensors import canonical
+from fedpeft.core.tensors import replaced
 from fedpeft.core.traits import FACTORS, RANKS
 from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
 from fedpeft.strategies.base import FedPeft, StateValue
@@ -74,7 +74,7 @@ class FLoRA(FedPeft):
             new[pair.a] = self._drawn(pair.module, global_tensors[pair.a])
             new[pair.b] = np.zeros_like(global_tensors[pair.b])
         self._merged = merge_tensors(changes)
-        return canonical({key: value.copy() for key, value in global_tensors.items() if key not in new} | new)
+        return replaced(global_tensors, new)
 
     def model_tensors(self, global_tensors: Tensors) -> Tensors:
         """Return the factors, whose product is zero before training, with all that was aggregated."""

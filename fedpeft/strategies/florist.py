@@ -23,7 +23,7 @@ from fedpeft.core.products import (
     to_float32,
 )
 from fedpeft.core.seeds import rng
-from fedpeft.core.tensors import canonical
+from fedpeft.core.tensors import replaced
 from fedpeft.core.traits import FACTORS, RANKS
 from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
 from fedpeft.strategies.base import FedPeft, StateValue
@@ -95,7 +95,7 @@ class FLoRIST(FedPeft):
             new[pair.a], new[pair.b] = to_float32(a, pair.module), to_float32(b, pair.module)
             beyond[pair.module] = Factors(b=u[:, rank:] * s[rank:], a=vt[rank:])
         self._merged = merge_tensors(beyond)
-        return canonical({key: value.copy() for key, value in global_tensors.items() if key not in new} | new)
+        return replaced(global_tensors, new)
 
     def model_tensors(self, global_tensors: Tensors) -> Tensors:
         """Return the first directions as factors at the global rank, with the others."""

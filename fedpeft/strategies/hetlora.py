@@ -14,7 +14,7 @@ from fedpeft.core.factors import factors_of, norm
 from fedpeft.core.orders import Orders
 from fedpeft.core.pairs import Pair, lora_pairs
 from fedpeft.core.products import for_client, mean_of_others, shares, to_float32
-from fedpeft.core.tensors import canonical
+from fedpeft.core.tensors import replaced
 from fedpeft.core.traits import FACTORS, RANKS
 from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
 from fedpeft.core.wire import ConfigValue
@@ -110,7 +110,7 @@ class HetLoRA(FedPeft):
             a, b = self._padded_sum(global_tensors, updates, pair)
             new[pair.a], new[pair.b] = to_float32(a, pair.module), to_float32(b, pair.module)
         self._pruned = {**self._pruned, **self._newly_pruned(updates, pairs)}
-        return canonical({key: value.copy() for key, value in global_tensors.items() if key not in new} | new)
+        return replaced(global_tensors, new)
 
     def state(self) -> dict[str, StateValue]:
         """Return who was pruned, and to which rank."""

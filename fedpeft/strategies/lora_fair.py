@@ -11,7 +11,7 @@ import numpy as np
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.pairs import Pair, lora_pairs
 from fedpeft.core.products import shares, to_float32
-from fedpeft.core.tensors import canonical, weighted_mean
+from fedpeft.core.tensors import replaced, weighted_mean
 from fedpeft.core.traits import FACTORS
 from fedpeft.core.types import ClientUpdate, Tensors
 from fedpeft.strategies.base import FedPeft
@@ -57,7 +57,7 @@ class LoRAFAIR(FedPeft):
         mean = weighted_mean([one.tensors for one in updates], [one.num_examples for one in updates])
         for pair in lora_pairs(global_tensors):
             mean[pair.b] = to_float32(self._corrected(updates, pair), pair.module)
-        return canonical({key: value.copy() for key, value in global_tensors.items() if key not in mean} | mean)
+        return replaced(global_tensors, mean)
 
     def _corrected(self, updates: Sequence[ClientUpdate], pair: Pair) -> np.ndarray:
         """Return B' (m, r) in float64."""

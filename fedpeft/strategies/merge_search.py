@@ -15,7 +15,7 @@ from fedpeft.core.layers import layer_name
 from fedpeft.core.products import changes_of, fill_rows, for_client, shares, to_float32
 from fedpeft.core.search import check_cma, minimise, population
 from fedpeft.core.seeds import rng
-from fedpeft.core.tensors import canonical
+from fedpeft.core.tensors import replaced
 from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
 from fedpeft.strategies.base import FedPeft
 
@@ -168,7 +168,7 @@ class MergeSearch(FedPeft):
             for weight, one in zip(coefficients[self._group(key)], updates, strict=True):
                 moved = moved + weight * (one.tensors[key].astype(np.float64) - one.sent[key])
             new[key] = to_float32(moved, key)
-        return canonical({key: value.copy() for key, value in global_tensors.items() if key not in new} | new)
+        return replaced(global_tensors, new)
 
     def _check_size(self, num_groups: int) -> None:
         dim = self.cohort_size * num_groups

@@ -14,7 +14,7 @@ from fedpeft.core.pairs import A_SUFFIX, B_SUFFIX, Pair, lora_pairs
 from fedpeft.core.products import to_float32
 from fedpeft.core.singular import Svd, split
 from fedpeft.core.sparse_svd import sparse_svd
-from fedpeft.core.tensors import canonical, weighted_mean
+from fedpeft.core.tensors import replaced, weighted_mean
 from fedpeft.core.traits import FACTORS, SPARSE
 from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
 from fedpeft.strategies.base import FedPeft, StateValue
@@ -104,10 +104,10 @@ class SLoRA(FedPeft):
     def aggregate(self, global_tensors: Tensors, updates: list[ClientUpdate]) -> Tensors:
         """Return the means; at the end of stage one with factors in place of the values."""
         mean = weighted_mean([one.tensors for one in updates], [one.num_examples for one in updates])
-        new = {key: value.copy() for key, value in global_tensors.items() if key not in mean} | mean
+        new = replaced(global_tensors, mean)
         if not self._switched and self.view.server_round >= self.sparse_rounds:
             new |= self._to_factors(new)
-        return canonical(new)
+        return new
 
     def model_tensors(self, global_tensors: Tensors) -> Tensors:
         """Return what counts: in stage two no values, which are zero, so that none are added."""

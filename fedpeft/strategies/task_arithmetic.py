@@ -11,7 +11,7 @@ from fedpeft.core.factors import factors_of, split, stack, svd
 from fedpeft.core.merging import task_arithmetic
 from fedpeft.core.products import changes_of, fill_rows, for_client, mean_of_others, shares, to_float32
 from fedpeft.core.seeds import rng
-from fedpeft.core.tensors import canonical
+from fedpeft.core.tensors import replaced
 from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
 from fedpeft.strategies.base import FedPeft
 
@@ -72,4 +72,4 @@ class TaskArithmetic(FedPeft):
             changes = [one.tensors[key].astype("float64") - one.sent[key] for one in updates]
             moved = global_tensors[key] + task_arithmetic(changes, [one.num_examples for one in updates], self.scale)
             new[key] = to_float32(moved, key)
-        return canonical({key: value.copy() for key, value in global_tensors.items() if key not in new} | new)
+        return replaced(global_tensors, new)

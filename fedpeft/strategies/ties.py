@@ -11,7 +11,7 @@ from fedpeft.core.factors import factors_of
 from fedpeft.core.merging import ties
 from fedpeft.core.products import changes_of, for_client, mean_of_others, to_float32
 from fedpeft.core.singular import split
-from fedpeft.core.tensors import canonical
+from fedpeft.core.tensors import replaced
 from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
 from fedpeft.strategies.base import FedPeft
 
@@ -82,4 +82,4 @@ class TIES(FedPeft):
             changes = [one.tensors[key].astype("float64") - one.sent[key] for one in updates]
             moved = global_tensors[key] + ties(changes, weights, self.density, self.scale)
             new[key] = to_float32(moved, key)
-        return canonical({key: value.copy() for key, value in global_tensors.items() if key not in new} | new)
+        return replaced(global_tensors, new)
