@@ -16,7 +16,8 @@ from fedpeft import config as cfg
 from fedpeft.cli.launch import new_config
 from fedpeft.client.app import build_app
 from fedpeft.client.building import runtime_for
-from fedpeft.client.runtime import Runtime
+from fedpeft.client.fitting import at_rank
+from fedpeft.client.runtime import Runtime, personal_state
 from fedpeft.client.trainer import TrainResult, train
 from fedpeft.core import wire
 from fedpeft.core.guard import Expectation, UpdateGuard
@@ -69,6 +70,10 @@ class Client:
 
     def train(self, client_id: int = 0, server_round: int = 1, **config: Any) -> Message:
         return self.send("train", self.instruction(server_round, **config), client_id)
+
+    def own(self, client_id: int) -> Tensors:
+        """Return what a client keeps for itself after its last round."""
+        return personal_state(self.config, client_id).load(1000)
 
     def expectation(self, client_id: int, server_round: int = 1) -> dict[int, Expectation]:
         client = ClientInfo(client_id=client_id, node_id=100 + client_id, num_examples=1)
@@ -159,6 +164,16 @@ def test_every_round_of_every_client_has_a_seed_of_its_own(client: Client, monke
         assert not client.train(client_id, server_round).has_error()
     assert len(set(seeds)) == 3
     assert seeds[0] == seeds[3] == derive(0, "train", 1, 0) % 2**63
+
+
+def test_what_a_codec_kept_back_is_left_when_the_rank_changes(toy: list[str], tmp_path: Path) -> None:
+    """Half of each change stays behind at rank 2; at rank 1 it would fit no factor, and the head's still does."""
+    sparse = make(toy, tmp_path, "codec=topk", "codec.fraction=0.5")
+    assert not sparse.train(0, 1).has_error()
+    smaller = sparse.train(0, 2, tensors=at_rank(sparse.runtime.initial, 1), **{"orders.rank": 1})
+    assert not smaller.has_error(), smaller.error.reason
+    kept = {key: value for key, value in sparse.own(0).items() if key.startswith("residual.")}
+    assert {value.shape for key, value in kept.items() if "lora_A" in key} == {(1, 32)}
 
 
 def test_evaluation_passes_the_guard_and_sends_no_arrays(client: Client) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from fedpeft.core.errors import ConfigError
 from fedpeft.methods.base import extract_tensors, load_tensors
 from fedpeft.methods.heads import head_module_names, head_parameters
-from fedpeft.methods.lora import LoRA
+from fedpeft.methods.lora import LoRA, join_merged
 from fedpeft.tasks.models import load_classifier
 
 
@@ -26,6 +26,35 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def classifier(folder: str, dtype: str = "float32") -> nn.Module:
     return load_classifier(folder, num_labels=2, dtype=dtype, dropout=0.0, seed=0)
+
+
+def test_merged_factors_join_the_others_under_their_scaling() -> None:
+    """2 (1, 0)^T (1, 0) + (4, 6)^T (0, 1) = [[2, 4], [0, 6]]; y has nothing to merge and is padded with zeros."""
+    one = {"lora_A.weight": np.float32([[1, 0]]), "lora_B.weight": np.float32([[1], [0]])}
+    own = {f"{module}.{key}": value for module in "xy" for key, value in one.items()}
+    merge = {"merge.x.lora_A.weight": np.float32([[0, 1]]), "merge.x.lora_B.weight": np.float32([[4], [6]])}
+    joined, rank = join_merged({**own, **merge, "head": np.zeros(1)}, 2.0, 1)
+    assert (rank, sorted(joined)) == (2, ["head", *sorted(own)])
+    for module, wanted in (("x", [[2, 4], [0, 6]]), ("y", [[2, 0], [0, 0]])):
+        a, b = joined[f"{module}.lora_A.weight"], joined[f"{module}.lora_B.weight"]
+        assert (a.shape, b.shape) == ((2, 2), (2, 2))
+        assert (2 * b @ a).tolist() == wanted
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_a_saved_adapter_keeps_its_scaling_at_the_rank_that_merging_makes(
+    folder: str, tmp_path: Path, rslora: bool
+) -> None:
+    """Rank 2 and alpha 8 scale by 4 (by 8 / sqrt 2 rank-stabilised), and so must rank 3: alpha 12, or 8 sqrt(3 / 2)."""
+    method = LoRA(rank=2, alpha=8, rslora=rslora)
+    tensors = extract_tensors(method.attach(classifier(folder), "share").shared)
+    name = next(key for key in tensors if key.endswith("lora_A.weight"))
+    tensors["merge." + name] = np.ones((1, 32), np.float32)
+    tensors["merge." + name.replace("lora_A", "lora_B")] = np.ones((32, 1), np.float32)
+    method.save(tensors, tmp_path, base_model=folder, head_keys=frozenset(k for k in tensors if "classifier" in k))
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert saved["r"] == 3
+    assert saved["lora_alpha"] == pytest.approx(8 * np.sqrt(1.5) if rslora else 12)
 
 
 def test_names_and_shapes_are_hugging_faces(folder: str) -> None:
