@@ -17,6 +17,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedpeft.core.errors import WireError
+from fedpeft.core.orders import PREFIX
 from fedpeft.core.tensors import canonical
 from fedpeft.core.types import ClientInfo, Tensors, TensorSpec
 
@@ -173,7 +174,7 @@ def round_of(content: RecordDict) -> int:
 
 def rank_of(content: RecordDict) -> int | None:
     """Return the LoRA rank that a message orders, None when it orders none."""
-    ranks = [record.get("orders.rank") for record in content.config_records.values()]
+    ranks = [record.get(f"{PREFIX}rank") for record in content.config_records.values()]
     return next((int(r) for r in ranks if isinstance(r, int) and r), None)
 
 

@@ -187,7 +187,8 @@ class FedPepTAO(FedPeft):
         probe = self._probe()
         if probe == "layers":
             count = max(layers_of(global_tensors), default=-1) + 1
-            good = [one for one in updates if len(one.layer_scores) == count]
+            # A client scores all of its model's layers, of which those above the adapter's topmost do not matter.
+            good = [one for one in updates if len(one.layer_scores) >= count]
             wrong = {o.client.client_id: f"{count} scores of layers, got {len(o.layer_scores)}" for o in updates}
         elif probe == "curvature":
             good = [one for one in updates if 0 <= one.metrics.get(SHARE, -1) <= 1]
@@ -204,7 +205,7 @@ class FedPepTAO(FedPeft):
         good = self._enough(good, rejected)
         weights = [one.num_examples for one in good]
         if probe == "layers":
-            scores = [{"scores": np.array(one.layer_scores)} for one in good]
+            scores = [{"scores": np.array(one.layer_scores[:count])} for one in good]
             self._scores = weighted_mean(scores, weights)["scores"]
         else:
             self._share = float(np.mean([one.metrics[SHARE] for one in good]))

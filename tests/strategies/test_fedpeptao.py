@@ -72,6 +72,14 @@ def test_warm_up_goes_on_for_its_rounds_and_measures_the_share_in_the_last() -> 
     assert Orders.read(strategy.client_config(client)).probe == ""
 
 
+def test_layers_above_the_adapters_topmost_do_not_matter() -> None:
+    """Four layers have adapters in a model of six, whose clients score all: the last two scores are left out."""
+    strategy = FedPepTAO(warmup_rounds=1, layer_share=0.5)
+    strategy.aggregate(GLOBAL, [reply(0, 1, GLOBAL, (1.0, 8.0, 2.0, 9.0, 50.0, 60.0))])
+    assert strategy.notes()["layer_scores"] == [1.0, 8.0, 2.0, 9.0]
+    assert strategy.notes()["layers"] == [1, 3]
+
+
 def test_a_share_is_measured_after_the_scores_however_late_they_come() -> None:
     """Round 1 came to nothing, so that the last round of warm-up brings scores: the next one measures and chooses."""
     strategy = FedPepTAO(warmup_rounds=2, layer_share="measured")
