@@ -19,7 +19,7 @@ from fedpeft.core.types import Tensors
 from fedpeft.methods.base import Tunable
 from fedpeft.methods.inject import attach_config
 from fedpeft.methods.saving import skeleton, write_adapter
-from fedpeft.methods.targets import check_rank, complete
+from fedpeft.methods.targets import are_names, check_rank, complete
 
 if TYPE_CHECKING:
     from torch import nn
@@ -81,9 +81,7 @@ class LoRA:
         if not (_is_number(self.dropout) and 0 <= self.dropout < 1):
             problems.append(f"dropout must be in [0, 1), got {self.dropout!r} (set method.dropout)")
         targets = self.target_modules
-        if targets is not None and (
-            isinstance(targets, str) or not targets or not all(isinstance(one, str) and one for one in targets)
-        ):
+        if targets is not None and not are_names(targets):
             problems.append(f"target_modules must be a list of names, got {targets!r} (set method.target_modules)")
         problems += [
             f"{name} must be true or false, got {value!r} (set method.{name})"

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from fedpeft.core.errors import ConfigError
-from fedpeft.methods.targets import complete, last_names, linear_modules
+from fedpeft.methods.targets import are_names, complete, last_names, linear_modules
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,7 +63,7 @@ def common_problems(bottleneck: object, activation: object, placement: object, t
         )
     if placement not in PLACEMENTS:
         problems.append(f"placement must be one of {', '.join(PLACEMENTS)}, got {placement!r} (set method.placement)")
-    if target_modules is not None and not _are_names(target_modules):
+    if target_modules is not None and not are_names(target_modules):
         problems.append(
             f"target_modules must be a list of names or null, got {target_modules!r} (set method.target_modules)"
         )
@@ -122,9 +122,3 @@ def _pattern(model: nn.Module, placement: str) -> str:
             f"modules {', '.join(last_names(linear_modules(model)))} that do (set method.target_modules)"
         )
     return pattern
-
-
-def _are_names(value: object) -> bool:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        return False
-    return len(value) > 0 and all(isinstance(one, str) and one for one in value)

@@ -32,6 +32,18 @@ def last_names(modules: dict[str, nn.Module]) -> list[str]:
     return sorted({name.split(".")[-1] for name in modules})
 
 
+def are_names(value: object) -> bool:
+    """Return whether a value is a list of one text or more, none of them empty.
+
+    Example:
+        >>> [are_names(value) for value in (["query"], "query", [], [""])]
+        [True, False, False, False]
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return False
+    return len(value) > 0 and all(isinstance(one, str) and one for one in value)
+
+
 def complete(config: Any, model: nn.Module, target_modules: Sequence[str] | None, *, setting: str) -> None:
     """Fill in what an HF peft config leaves to the architecture, in place.
 

@@ -13,7 +13,7 @@ from fedpeft.core.types import Tensors
 from fedpeft.methods.base import Tunable
 from fedpeft.methods.inject import attach_config
 from fedpeft.methods.saving import skeleton, write_adapter
-from fedpeft.methods.targets import complete
+from fedpeft.methods.targets import are_names, complete
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,9 +66,7 @@ class PeftTuner:
     def __post_init__(self) -> None:
         targets = self.target_modules
         problems = _option_problems(self.peft_type, self.options)
-        if targets is not None and (
-            isinstance(targets, str) or not targets or not all(isinstance(one, str) and one for one in targets)
-        ):
+        if targets is not None and not are_names(targets):
             problems.append(f"target_modules must be a list of names, got {targets!r} (set method.target_modules)")
         if problems:
             raise ConfigError(problems)
