@@ -10,6 +10,8 @@ import numpy as np
 from fedpeft.core.errors import FedPeftError
 
 A_SUFFIX, B_SUFFIX = ".lora_A.weight", ".lora_B.weight"
+CORE_SUFFIX = ".lora_R.weight"
+"""Name, after the module's, of the matrix that trains between LoRA-SB's fixed factors."""
 
 
 class FactorError(FedPeftError):

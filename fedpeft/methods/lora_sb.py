@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedpeft.core.pairs import lora_pairs
+from fedpeft.core.pairs import CORE_SUFFIX, lora_pairs
 from fedpeft.core.traits import CORE
 from fedpeft.core.types import Tensors
 from fedpeft.methods.base import Tunable
@@ -19,9 +19,6 @@ from fedpeft.methods.saving import PREFIX
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-CORE_SUFFIX = ".lora_R.weight"
-"""Name, after the module's, of the matrix that trains."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import numpy as np
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.factors import factors_of, stack, svd
 from fedpeft.core.orders import Orders
-from fedpeft.core.pairs import lora_pairs
+from fedpeft.core.pairs import CORE_SUFFIX, lora_pairs
 from fedpeft.core.products import shares, to_float32
 from fedpeft.core.tensors import replaced, weighted_mean
 from fedpeft.core.traits import CORE
@@ -20,7 +20,6 @@ from fedpeft.core.wire import ConfigValue
 from fedpeft.strategies.base import FedPeft, StateValue
 
 FIXED = ("lora_A", "lora_B")
-CORE_SUFFIX = ".lora_R.weight"
 
 
 class FedSB(FedPeft):
