@@ -160,11 +160,16 @@ def _with_values(stored: cfg.Config, config: cfg.Config, keys: Sequence[str]) ->
 
 def _read_checkpoint(run_dir: Path, config: cfg.Config) -> tuple[Checkpoint | None, dict[str, Any]]:
     """Return the newest checkpoint, None when the run was killed before its first, and the summary beside it."""
-    from fedpeft.server.checkpoint import load_checkpoint
+    from fedpeft.server.checkpoint import count_personal, load_checkpoint
 
     checkpoint = load_checkpoint(run_dir / "checkpoints")
     if checkpoint is not None and checkpoint.server_round >= config["rounds"]:
         raise ConfigError(f"{run_dir} has done its {checkpoint.server_round} rounds (give rounds=... to go further)")
+    if checkpoint is not None and checkpoint.personal and not count_personal(run_dir / "checkpoints"):
+        raise ConfigError(
+            f"{run_dir}/checkpoints/clients is gone: {checkpoint.personal} clients kept something of their own there, "
+            "and would begin anew without it (put the folder back, or start a new run)"
+        )
     try:
         earlier = json.loads((run_dir / "summary.json").read_bytes())
     except (OSError, ValueError):

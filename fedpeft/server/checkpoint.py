@@ -32,6 +32,7 @@ class Checkpoint:
         state: the strategy's own state.
         virtual_clock_s: simulated seconds since the run began.
         model_hash: sha256 of the base model.
+        personal: clients that had something of their own under ``clients`` beside the checkpoints, counted on saving.
     """
 
     server_round: int
@@ -39,6 +40,15 @@ class Checkpoint:
     state: Mapping[str, StateValue]
     virtual_clock_s: float
     model_hash: str
+    personal: int = 0
+
+
+def count_personal(folder: Path) -> int:
+    """Return how many clients keep something of their own beside the checkpoints in ``folder``."""
+    try:
+        return len(os.listdir(folder / "clients"))
+    except OSError:
+        return 0
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -59,6 +69,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         "server_round": checkpoint.server_round,
         "virtual_clock_s": checkpoint.virtual_clock_s,
         "model_hash": checkpoint.model_hash,
+        "personal": count_personal(folder),
         "state": scalars,
     }
     files = {
@@ -145,4 +156,5 @@ def _read(path: Path) -> Checkpoint:
         state={**load_safetensors(data["state.safetensors"]), **meta["state"]},
         virtual_clock_s=float(meta["virtual_clock_s"]),
         model_hash=str(meta["model_hash"]),
+        personal=int(meta.get("personal", 0)),
     )

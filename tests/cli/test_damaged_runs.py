@@ -54,6 +54,21 @@ def test_without_a_checkpoint_the_tables_begin_anew(resume: Resume) -> None:
     assert rounds("clients.jsonl") == [r for r in (1, 2, 3) for _ in range(4)]
 
 
+def test_without_what_the_clients_kept_nothing_goes_on(
+    toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Fresh heads or residuals would train on without a word, and the model would be another than left alone."""
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    run = tmp_path / "run"
+    assert main(["simulate", *toy, "codec=topk", "rounds=1", f"run_dir={run}"]) == 0
+    (run / "checkpoints" / "clients").rename(tmp_path / "elsewhere")
+    capfd.readouterr()
+    assert main(["simulate", f"resume={run}", "rounds=2"]) == 2
+    assert "checkpoints/clients is gone: 4 clients kept something of their own" in capfd.readouterr().err
+    (tmp_path / "elsewhere").rename(run / "checkpoints" / "clients")
+    assert main(["simulate", f"resume={run}", "rounds=2"]) == 0
+
+
 @pytest.mark.parametrize("line", [b'{"round": 1, "ev\n', b"[1]\n", b'{"a": 1}\n', b"\xff\n"])
 def test_a_damaged_line_of_the_record_is_named_and_nothing_is_cut(resume: Resume, line: bytes) -> None:
     table = Path("run/rounds.jsonl")
