@@ -167,10 +167,9 @@ class Runtime:
         fitted = self._enter(payload, orders, own)
         rows, _ = self.client_rows(client_id)
         live = parameters(self.tunable, fitted.trained)
-        common: dict[str, Any] = {"dtype": self.dtype}
         with merged(self.tunable, payload):
             source = rng(self.seed, "probe", server_round, client_id)
-            measured = measure(orders.probe, self.tunable, live, self.examples.task, rows, rng=source, **common)
+            measured = measure(orders.probe, self.tunable, live, self.examples.task, rows, dtype=self.dtype, rng=source)
             result = TrainResult(loss=0.0, steps=0, flops=0.0, cpu_s=0.0)
             if measured.tensors is None:
                 result = train(
@@ -178,11 +177,11 @@ class Runtime:
                     self.examples.task,
                     rows,
                     self.settings,
+                    dtype=self.dtype,
                     seed=self._train_seed(client_id, server_round),
                     flops=self.step_flops(orders.rank, frozenset(fitted.trained)),
                     parameters=live,
                     pulls=pulls_of(orders, self.tunable.shared, fitted.trained, payload),
-                    **common,
                 )
         flops, cpu_s = result.flops, result.cpu_s + measured.cpu_s
         if orders.probe:
