@@ -80,6 +80,14 @@ def test_layers_above_the_adapters_topmost_do_not_matter() -> None:
     assert strategy.notes()["layers"] == [1, 3]
 
 
+def test_layers_without_adapters_are_not_chosen() -> None:
+    """LLaMA-Adapter sits in the topmost layers: 2 and 3 of 4, whose scores are the lowest; one of the two travels."""
+    topmost = {key: value for key, value in GLOBAL.items() if "layers.0" not in key and "layers.1" not in key}
+    strategy = FedPepTAO(warmup_rounds=1, layer_share=0.5)
+    strategy.aggregate(topmost, [reply(0, 1, topmost, (9.0, 8.0, 1.0, 2.0))])
+    assert strategy.notes()["layers"] == [3]
+
+
 def test_a_share_is_measured_after_the_scores_however_late_they_come() -> None:
     """Round 1 came to nothing, so that the last round of warm-up brings scores: the next one measures and chooses."""
     strategy = FedPepTAO(warmup_rounds=2, layer_share="measured")
