@@ -65,6 +65,7 @@ def _round_lengths(view: RunView, place: int) -> Chart | None:
 
 def _device_table(kinds: dict[str, list[ClientRow]], caption: str, folded: bool) -> Table:
     rows = []
+    several = len({row.rank for found in kinds.values() for row in found}) > 1
     for kind, found in list(kinds.items())[:MOST_DEVICES]:
         times = series.seconds(found)
         dropped = sum(row.outcome != "ok" for row in found)
@@ -72,6 +73,7 @@ def _device_table(kinds: dict[str, list[ClientRow]], caption: str, folded: bool)
         rows.append(
             (
                 numbers.name(kind, 24),
+                _ranks(found) if several else numbers.UNKNOWN,
                 numbers.count(len({row.client_id for row in found})),
                 numbers.count(len(found)),
                 numbers.count(dropped),
@@ -80,7 +82,8 @@ def _device_table(kinds: dict[str, list[ClientRow]], caption: str, folded: bool)
                 numbers.energy(series.median(row.energy_j for row in found)),
             )
         )
-    head = ("device", "clients", "times asked", "dropped", "download", "compute", "upload", "peak memory", "energy")
+    costs = ("download", "compute", "upload", "peak memory", "energy")
+    head = ("device", "rank", "clients", "times asked", "dropped", *costs)
     note = "Medians per round." + (
         f" The {MOST_DEVICES} slowest of {len(kinds)} kinds." if len(kinds) > MOST_DEVICES else ""
     )
@@ -92,6 +95,12 @@ def _device_table(kinds: dict[str, list[ClientRow]], caption: str, folded: bool)
         folded=folded,
         note=note,
     )
+
+
+def _ranks(found: Sequence[ClientRow]) -> str:
+    """Return the rank of a kind's updates, from the least to the largest where it changed."""
+    ranks = sorted({row.rank for row in found if row.rank is not None})
+    return "-".join(str(rank) for rank in dict.fromkeys((ranks[0], ranks[-1]))) if ranks else numbers.UNKNOWN
 
 
 def traffic(views: Sequence[RunView], names: Sequence[str]) -> Section:

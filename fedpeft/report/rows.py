@@ -117,6 +117,7 @@ class RoundRow:
     train_loss: float | None
     eval: Mapping[str, float]
     epsilon: float | None
+    product_error: float | None
     kept: str
     strategy: Fields
 
@@ -135,6 +136,7 @@ class RoundRow:
             "energy_j",
             "train_loss",
             "epsilon",
+            "product_error",
         )
         return cls(
             round=fields.key("round"),

@@ -22,7 +22,7 @@ def rule(views: Sequence[RunView], names: Sequence[str]) -> Section:
     table = _last_values(views, names)
     return Section(
         title="What the strategy did",
-        lead="Figures that the aggregation rule put on record itself, besides the model.",
+        lead="Figures that the aggregation rule put on record, and its product error where that was measured.",
         charts=tuple(chart for chart in charts if chart),
         tables=(table,) if table else (),
         missing=() if table or any(charts) else ("The strategy put nothing of its own on record.",),
@@ -68,4 +68,5 @@ def _numbers(view: RunView) -> dict[str, float]:
             if isinstance(value, int | float) and not isinstance(value, bool):
                 number = Fields(row.strategy.where, {key: value}).number(key)
                 last |= {} if number is None else {key: number}
+        last |= {} if row.product_error is None else {"product_error": row.product_error}
     return last

@@ -37,6 +37,13 @@ def test_runs_stand_side_by_side_and_the_last_value_of_each_counts(run_dir: Path
     assert rule([view, view], ["one", "two"]).tables[0].rows == (("a", "3", "3"), ("b", "2.5", "2.5"))
 
 
+def test_the_product_error_stands_beside_the_notes(run_dir: Path) -> None:
+    lines = [json.loads(line) for line in (run_dir / "rounds.jsonl").read_text().splitlines()]
+    lines = [{**line, "product_error": [0.25, 0.125, None][min(i, 2)]} for i, line in enumerate(lines)]
+    (run_dir / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert rule([read_run(run_dir)], ["demo"]).tables[0].rows == (("product_error", "0.125"),)
+
+
 def test_runs_without_notes_say_so(run_dir: Path) -> None:
     assert rule([read_run(run_dir)], ["demo"]).missing == ("The strategy put nothing of its own on record.",)
 
