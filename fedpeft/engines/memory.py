@@ -39,8 +39,10 @@ def tame_memory() -> None:
 def freeze_heap() -> None:
     """Move every living object out of the collector's sight before a fork.
 
-    Otherwise its first collection in a worker would touch, and so copy, every page that holds Python objects.
+    Otherwise its first collection in a worker would touch, and so copy, every page that holds Python objects. What an
+    earlier run of a sweep froze is looked at again first, or its models would never be collected.
     """
+    gc.unfreeze()
     gc.collect()
     gc.freeze()
 
