@@ -146,6 +146,10 @@ def _quote(text: str) -> str:
 
 def _groups() -> str:
     folders = sorted(folder for folder in conf_dir().iterdir() if folder.is_dir() and folder.name != "device_profile")
-    return "\n".join(
-        f"  {folder.name:11} {', '.join(sorted(f.stem for f in folder.glob('*.yaml')))}" for folder in folders
-    )
+    return "\n".join(f"  {folder.name:11} {', '.join(_members(folder))}" for folder in folders)
+
+
+def _members(folder: Path) -> list[str]:
+    """Return a group's members; those in folders of their own by their path, as they are chosen."""
+    files = (file.relative_to(folder).with_suffix("") for file in folder.rglob("*.yaml") if file.stem != "base")
+    return sorted(file.as_posix() for file in files)

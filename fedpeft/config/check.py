@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
 from fedpeft.config.build import build
-from fedpeft.config.pairs import pair_problems
+from fedpeft.config.pairs import pair_problems, rank_problems
 from fedpeft.config.values import Config, look_up
 from fedpeft.core.errors import ConfigError
 
@@ -31,6 +31,8 @@ def check(config: Config) -> None:
             problems.extend(error.problems)
     if built.keys() >= {"strategy", "method", "codec"}:
         problems += pair_problems(built["strategy"], built["method"], built["codec"])
+    if built.keys() >= {"method", "fleet"}:
+        problems += rank_problems(built["method"], built["fleet"])
     for path, cap in (("cohort_size", "num_clients"), ("round.min_replies", "cohort_size")):
         value, most = look_up(config, path), look_up(config, cap)
         if type(value) is int and type(most) is int and value > most:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 NEEDS = {
@@ -46,7 +46,7 @@ def pair_problems(strategy: Any, method: Any, codec: Any) -> Iterator[str]:
         )
     if codec.sparse and not getattr(strategy, "bears_sparse", True):
         yield (
-            f"strategy {name} compares clients coordinate by coordinate, and codec {codec.name} drops most of them "
+            f"strategy {name} reads every coordinate of a client's change, and codec {codec.name} drops most of them "
             "(choose codec=int8 or float16)"
         )
     if codec.error_feedback and getattr(strategy, "renews_basis", False):
@@ -56,3 +56,18 @@ def pair_problems(strategy: Any, method: Any, codec: Any) -> Iterator[str]:
             f"strategy {name} renews the factors' basis in each round, so what codec {codec.name} keeps back from one "
             f"round means nothing in the next (set {setting}, or choose codec=int8 or float16)"
         )
+
+
+def rank_problems(method: Any, fleet: Any) -> Iterator[str]:
+    """Yield a line for each device in ``method.ranks`` that the fleet does not have, by profile or by class.
+
+    Args:
+        method: a built method.
+        fleet: a built fleet.
+    """
+    ranks = getattr(method, "ranks", None) or {}
+    if not isinstance(ranks, Mapping) or not hasattr(fleet, "weights"):
+        return
+    known = sorted({*fleet.weights, *(fleet.profile(device).device_class for device in fleet.weights)})
+    for device in sorted(map(str, set(ranks) - set(known))):
+        yield f"method.ranks names {device}, which no client is: the fleet has {', '.join(known)} (set method.ranks)"

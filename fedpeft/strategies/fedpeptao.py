@@ -56,6 +56,7 @@ class FedPepTAO(FedPeft):
 
     Args:
         warmup_rounds: W; at least 2 for a measured share, as one message carries one measurement.
+        rounds: the last round, to check ``warmup_rounds`` against; None for no check.
         layer_share: rho in (0, 1], or ``measured``.
         select: ``scores``; ``random`` draws as many layers from the seed; ``all``.
         unselected: ``local`` trains the other layers on each client; ``frozen`` leaves them at the last global values.
@@ -85,6 +86,7 @@ class FedPepTAO(FedPeft):
         self,
         *,
         warmup_rounds: int = 2,
+        rounds: int | None = None,
         layer_share: float | str = 0.5,
         select: str = "scores",
         unselected: str = "local",
@@ -118,6 +120,8 @@ class FedPepTAO(FedPeft):
         if type(warmup_rounds) is not int or warmup_rounds < (2 if measured else 1):
             least = "2 where strategy.layer_share=measured" if measured else "1"
             problems.append(f"strategy.warmup_rounds must be a whole number >= {least}, got {warmup_rounds!r}")
+        elif rounds is not None and warmup_rounds >= rounds:
+            problems.append(f"strategy.warmup_rounds must be below rounds ({rounds}), got {warmup_rounds}")
         problems += _rule_problems(rule, server_lr)
         if reset_local_optimizer is not True:
             problems.append(

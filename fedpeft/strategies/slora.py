@@ -32,8 +32,8 @@ class SLoRA(FedPeft):
 
     The mask is random, the same for all clients and rounds, and never travels: it follows from a seed. Up and down go
     nnz values a weight in stage one, (m + n) r in stage two, and the head in both. ``s B A`` is the best change of
-    rank r; what it lacks is dropped. The notes say how much: ``dropped`` = ||dW - s B A|| / ||dW|| over all weights,
-    and ``cosine``, that of dW and s B A.
+    rank r; what it lacks is dropped. The notes say how much: ``svd_dropped`` = ||dW - s B A|| / ||dW|| over all
+    weights, and ``svd_cosine``, that of dW and s B A.
 
     Where the round that should end stage one is kept (too few good replies), the next one ends it. The server
     decomposes one weight after the other, large ones without forming them (``core.sparse_svd``).
@@ -126,7 +126,7 @@ class SLoRA(FedPeft):
 
     def notes(self) -> Mapping[str, object]:
         """Return the stage (1 or 2) that comes next, and what the change between the stages lost once it is known."""
-        lost = {"dropped": self._dropped, "cosine": self._cosine} if self._switched else {}
+        lost = {"svd_dropped": self._dropped, "svd_cosine": self._cosine} if self._switched else {}
         return {"stage": 1 + int(self._switched), **lost}
 
     def _to_factors(self, tensors: Tensors) -> Tensors:

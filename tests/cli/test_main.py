@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from fedpeft.cli.main import main
+from fedpeft.core.paths import conf_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 Simulate = Callable[..., tuple[int, list[str]]]
@@ -53,7 +54,9 @@ def test_no_command_shows_usage_and_is_wrong(capsys: pytest.CaptureFixture[str])
 
 def test_an_unknown_command_is_named_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulat"]) == 2
-    assert capsys.readouterr().err == "fedpeft: no command 'simulat': there are simulate, report, devices, data\n"
+    assert (
+        capsys.readouterr().err == "fedpeft: no command 'simulat': there are simulate, report, table, devices, data\n"
+    )
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
@@ -111,7 +114,8 @@ def test_all_problems_are_told_in_one_go(simulate: Simulate) -> None:
     assert code == 2
     assert sorted(lines) == sorted([
         "fedpeft: rondes=3: Could not override 'rondes'. Did you mean rounds or round?",
-        "fedpeft: strategy=nope: In 'config': Could not find 'strategy/nope' Available options in 'strategy': fedavg",
+        "fedpeft: strategy=nope: In 'config': Could not find 'strategy/nope' Available options in 'strategy': "
+            + " ".join(sorted(file.stem for file in (conf_dir() / "strategy").glob("*.yaml"))),
         "fedpeft: rank must be in 1..1024, got 0 (set method.rank)",
         "fedpeft: cohort_size must be at most num_clients (6), got 7",
         "fedpeft: client.lr must be a positive number, got -1",

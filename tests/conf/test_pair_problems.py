@@ -28,7 +28,7 @@ def problems(*overrides: str) -> list[str]:
         (["strategy=fedavg", RANKS], "strategy FedAvg needs one rank for all clients, method.ranks gives [4, 8]"),
         (["strategy=ties", DORA, RANKS], "method LoRA cannot differ in rank from client to client"),
         (["strategy=local_only", DORA, RANKS], "method LoRA cannot differ in rank from client to client"),
-        (["strategy=median", "codec=topk"], "strategy CoordinateMedian compares clients coordinate by coordinate"),
+        (["strategy=median", "codec=topk"], "strategy CoordinateMedian reads every coordinate of a client's change"),
         (["strategy=flexlora", "codec=low_rank"], "strategy FlexLoRA renews the factors' basis in each round"),
     ],
 )

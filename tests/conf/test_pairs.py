@@ -1,4 +1,4 @@
-"""Which strategy, method and codec are refused together, and that the line says what to choose."""
+"""What the check of a whole config says of parts that do not go together; pairs are in ``test_pair_problems``."""
 
 from __future__ import annotations
 
@@ -8,24 +8,20 @@ from fedpeft import config as cfg
 from fedpeft.core.errors import ConfigError
 
 REFUSED = {
-    (
-        "strategy=ffa_lora",
-        "method=prefix",
-    ): "needs LoRA factors A and B (method=lora or rslora), method Prefix",
-    ("strategy=slora",): "SLoRA needs values at masked places of the base (method=slora), method LoRA has none",
-    ("strategy=fed_sb",): "FedSB needs a core matrix between fixed factors (method=lora_sb), method LoRA has none",
-    ("strategy=fedpeptao",): "strategy FedPepTAO needs an adapter whose layers travel separately",
-    ("strategy=rolora", "method.ranks={phone:4}"): "RoLoRA needs one rank for all clients, method.ranks gives [4, 8]",
-    ("strategy=median", "codec=topk"): "CoordinateMedian compares clients coordinate by coordinate, and codec topk",
-    ("strategy=flexlora", "codec=low_rank"): "FlexLoRA renews the factors' basis in each round, so what codec low_rank",
     ("strategy=fed_sb", "method=lora_sb", "codec=int8"): "FedSB takes the directions that all later rounds train in",
-    (
-        "strategy=fedadam",
-        "strategy@strategy.rule=median",
-    ): "FedAdam cannot step over CoordinateMedian, which",
+    ("strategy=fedadam", "strategy@strategy.rule=median"): "FedAdam cannot step over CoordinateMedian, which",
     ("strategy=krum", "cohort_size=4"): "cohort_size",
+    (
+        "strategy=fedpeptao",
+        "method=prefix",
+        "strategy.warmup_rounds=5",
+    ): "warmup_rounds must be below rounds (5)",
     ("method=slora", "method.density=0"): "density",
     ("method.rank=2000",): "rank must be in 1..1024",
+    (
+        "strategy=flora",
+        "method.ranks={toaster:4}",
+    ): "method.ranks names toaster, which no client is",
 }
 
 

@@ -53,8 +53,8 @@ def test_slora_pays_for_each_stage_what_it_sends(toy_config: Callable[..., dict[
         assert min(slow) > max(fast)
     stages = [row["strategy"] for row in rows(run_dir, "rounds")]
     assert [one["stage"] for one in stages] == [1, 2, 2, 2]
-    assert 0 < stages[-1]["dropped"] < 1
-    assert stages[-1]["dropped"] ** 2 + stages[-1]["cosine"] ** 2 == pytest.approx(1)
+    assert 0 < stages[-1]["svd_dropped"] < 1
+    assert stages[-1]["svd_dropped"] ** 2 + stages[-1]["svd_cosine"] ** 2 == pytest.approx(1)
 
 
 def test_slora_begins_stage_two_with_the_factors_of_stage_one(toy_config: Callable[..., dict[str, Any]]) -> None:

@@ -68,7 +68,7 @@ def test_two_rounds_and_the_change_by_hand(split: str) -> None:
     norms = (np.linalg.norm(after[A]), np.linalg.norm(after[B]))
     assert np.allclose(norms, (1, 3) if split == "b" else (3**0.5, 3**0.5))
     notes = strategy.notes()
-    assert (notes["stage"], notes["dropped"], notes["cosine"]) == (
+    assert (notes["stage"], notes["svd_dropped"], notes["svd_cosine"]) == (
         2, pytest.approx(2 / 40**0.5), pytest.approx(6 / 40**0.5),
     )  # fmt: skip
 
@@ -76,7 +76,7 @@ def test_two_rounds_and_the_change_by_hand(split: str) -> None:
 @pytest.mark.parametrize("split", ["b", "even"])
 @pytest.mark.parametrize(("m", "n", "rank"), [(12, 7, 3), (7, 12, 3), (6, 6, 6)])
 def test_the_factors_are_the_best_of_their_rank(m: int, n: int, rank: int, split: str) -> None:
-    """s B A is the truncated SVD of scatter(v), to float32; ``dropped`` and ``cosine`` are as measured."""
+    """s B A is the truncated SVD of scatter(v), to float32; ``svd_dropped`` and ``svd_cosine`` are as measured."""
     strategy = SLoRA(sparse_rounds=1, density=0.4, mask_seed=5, split=split)  # type: ignore[arg-type]
     start = whole(m, n, rank)
     indices = mask_indices(5, "m", (m, n), 0.4)
@@ -90,9 +90,9 @@ def test_the_factors_are_the_best_of_their_rank(m: int, n: int, rank: int, split
     got = SCALING * after[B].astype(np.float64) @ after[A]
     assert np.linalg.norm(got - best) < 1e-6 * np.linalg.norm(best)
     notes = strategy.notes()
-    assert notes["dropped"] == pytest.approx(np.linalg.norm(dense - got) / np.linalg.norm(dense), abs=1e-6)
+    assert notes["svd_dropped"] == pytest.approx(np.linalg.norm(dense - got) / np.linalg.norm(dense), abs=1e-6)
     cosine = np.sum(dense * got) / np.linalg.norm(dense) / np.linalg.norm(got)
-    assert notes["cosine"] == pytest.approx(cosine, abs=1e-6)
+    assert notes["svd_cosine"] == pytest.approx(cosine, abs=1e-6)
 
 
 def test_values_travel_first_and_factors_afterwards() -> None:
@@ -132,7 +132,7 @@ def test_a_change_of_too_low_rank_leaves_nothing_dead(split: str) -> None:
     nothing = strategy.aggregate(whole(3, 4, 2), [reply(0, 1, {V: np.zeros(12), HEAD: [[0]]})])
     assert not nothing[B].any()
     assert np.allclose(nothing[A] @ nothing[A].T, np.eye(2), atol=1e-6)
-    assert strategy.notes() == {"stage": 2, "dropped": 0.0, "cosine": 1.0}
+    assert strategy.notes() == {"stage": 2, "svd_dropped": 0.0, "svd_cosine": 1.0}
     u, s, vt = np.linalg.svd(np.outer([1, 2, 2], [0, 0, 0, 1]), full_matrices=False)
     s[1] = 1e-15  # what rounding leaves of a zero
     a, b = trainable_split((u, s, vt), 2, 1.0, split)  # type: ignore[arg-type]
