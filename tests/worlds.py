@@ -7,6 +7,7 @@ matrices, prompts by layer. Clients differ in rank where the strategy says that 
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +36,7 @@ DENSITY = 0.25
 
 
 def strategies() -> list[type[FedPeft]]:
-    """Return every strategy class that a file in fedpeft/strategies defines."""
+    """Return every strategy class that a file in fedpeft/strategies defines; what is only to be built on is none."""
     folder = Path(base.__file__).parent
     names = sorted(path.stem for path in folder.glob("*.py") if path.stem not in ("__init__", "base"))
     modules = [importlib.import_module(f"fedpeft.strategies.{name}") for name in names]
@@ -43,7 +44,10 @@ def strategies() -> list[type[FedPeft]]:
         kind
         for module in modules
         for kind in vars(module).values()
-        if isinstance(kind, type) and issubclass(kind, FedPeft) and kind.__module__ == module.__name__
+        if isinstance(kind, type)
+        and issubclass(kind, FedPeft)
+        and kind.__module__ == module.__name__
+        and not inspect.isabstract(kind)
     ]
 
 

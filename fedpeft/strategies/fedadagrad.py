@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from fedpeft.core.ranks import RankPlan
-from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
-from fedpeft.core.wire import ConfigValue
-from fedpeft.strategies.base import FedPeft, StateValue
-from fedpeft.strategies.fedavg import FedAvg
-from fedpeft.strategies.server_optimizer import (
-    RULE,
-    Moments,
-    adaptive_steps,
-    check_settings,
-    inside,
-    proposed_step,
-    stepped,
-    take_flags,
-    without,
-)
+from fedpeft.core.types import Tensors
+from fedpeft.strategies.base import FedPeft
+from fedpeft.strategies.server_optimizer import Moments, ServerOptimizer, adaptive_steps, check_settings
 
 
-class FedAdagrad(FedPeft):
+class FedAdagrad(ServerOptimizer):
     """Step as Adagrad does, with what the round proposes in the gradient's place.
 
         D = rule(x, updates) - x
@@ -64,50 +50,14 @@ class FedAdagrad(FedPeft):
         initial_v: float | None = None,
         **settings: Any,
     ) -> None:
-        super().__init__(**settings)
+        super().__init__(rule=rule, **settings)
         check_settings(server_lr=server_lr, tau=tau, initial_v=initial_v, beta1=beta1)
-        self.rule = FedAvg() if rule is None else rule
-        take_flags(self, self.rule)
         self.server_lr, self.beta1, self.tau = server_lr, beta1, tau
         self.initial_v = tau**2 if initial_v is None else initial_v
-        self.moments = Moments()
 
-    def client_tensors(self, global_tensors: Tensors, client: ClientInfo) -> Tensors:
-        """Send what the rule sends."""
-        return inside(self, self.rule).client_tensors(global_tensors, client)
-
-    def client_config(self, client: ClientInfo) -> Mapping[str, ConfigValue]:
-        """Tell clients what the rule tells them."""
-        return inside(self, self.rule).client_config(client)
-
-    def aggregate(self, global_tensors: Tensors, updates: list[ClientUpdate]) -> Tensors:
-        """Step on what the rule proposes."""
-        steps = proposed_step(inside(self, self.rule), global_tensors, updates)
+    def advance(self, steps: Tensors) -> tuple[Moments, Tensors]:
+        """Return m and v, and the step that they make."""
         m = {k: self.beta1 * self.moments.first.get(k, 0.0) + (1 - self.beta1) * d for k, d in steps.items()}
         v = {k: self.moments.second.get(k, self.initial_v) + d**2 for k, d in steps.items()}
         moments = self.moments.with_step(m, v)
-        new = stepped(global_tensors, adaptive_steps(moments, steps, server_lr=self.server_lr, tau=self.tau))
-        self.moments = moments
-        return new
-
-    def model_tensors(self, global_tensors: Tensors) -> Tensors:
-        """Return what the rule returns."""
-        return inside(self, self.rule).model_tensors(global_tensors)
-
-    def check_ranks(self, ranks: RankPlan) -> None:
-        """Refuse ranks that the rule cannot bear."""
-        super().check_ranks(ranks)
-        inside(self, self.rule).check_ranks(ranks)
-
-    def state(self) -> dict[str, StateValue]:
-        """Return the moments and the rule's own state."""
-        return {**self.moments.state(), **{RULE + key: value for key, value in self.rule.state().items()}}
-
-    def load_state(self, state: Mapping[str, StateValue]) -> None:
-        """Take both back."""
-        self.moments = Moments.read(state)
-        self.rule.load_state(without(state, RULE))
-
-    def notes(self) -> Mapping[str, object]:
-        """Return what the rule has to say."""
-        return inside(self, self.rule).notes()
+        return moments, adaptive_steps(moments, steps, server_lr=self.server_lr, tau=self.tau)

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from fedpeft.core.ranks import RankPlan
-from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
-from fedpeft.core.wire import ConfigValue
-from fedpeft.strategies.base import FedPeft, StateValue
-from fedpeft.strategies.fedavg import FedAvg
-from fedpeft.strategies.server_optimizer import (
-    RULE,
-    Moments,
-    check_settings,
-    inside,
-    proposed_step,
-    stepped,
-    take_flags,
-    without,
-)
+from fedpeft.core.types import Tensors
+from fedpeft.strategies.base import FedPeft
+from fedpeft.strategies.server_optimizer import Moments, ServerOptimizer, check_settings
 
 
-class FedAvgM(FedPeft):
+class FedAvgM(ServerOptimizer):
     """Carry the federation's direction over from round to round.
 
         D = rule(x, updates) - x,   v = beta v + D,   x = x + server_lr v          (v_0 = 0)
@@ -54,47 +41,11 @@ class FedAvgM(FedPeft):
         beta: float = 0.9,
         **settings: Any,
     ) -> None:
-        super().__init__(**settings)
+        super().__init__(rule=rule, **settings)
         check_settings(server_lr=server_lr, beta=beta)
-        self.rule = FedAvg() if rule is None else rule
-        take_flags(self, self.rule)
         self.server_lr, self.beta = server_lr, beta
-        self.moments = Moments()
 
-    def client_tensors(self, global_tensors: Tensors, client: ClientInfo) -> Tensors:
-        """Send what the rule sends."""
-        return inside(self, self.rule).client_tensors(global_tensors, client)
-
-    def client_config(self, client: ClientInfo) -> Mapping[str, ConfigValue]:
-        """Tell clients what the rule tells them."""
-        return inside(self, self.rule).client_config(client)
-
-    def aggregate(self, global_tensors: Tensors, updates: list[ClientUpdate]) -> Tensors:
-        """Step on what the rule proposes."""
-        steps = proposed_step(inside(self, self.rule), global_tensors, updates)
+    def advance(self, steps: Tensors) -> tuple[Moments, Tensors]:
+        """Return v, and server_lr v."""
         v = {key: self.beta * self.moments.first.get(key, 0.0) + d for key, d in steps.items()}
-        new = stepped(global_tensors, {key: self.server_lr * value for key, value in v.items()})
-        self.moments = self.moments.with_step(v, {})
-        return new
-
-    def model_tensors(self, global_tensors: Tensors) -> Tensors:
-        """Return what the rule returns."""
-        return inside(self, self.rule).model_tensors(global_tensors)
-
-    def check_ranks(self, ranks: RankPlan) -> None:
-        """Refuse ranks that the rule cannot bear."""
-        super().check_ranks(ranks)
-        inside(self, self.rule).check_ranks(ranks)
-
-    def state(self) -> dict[str, StateValue]:
-        """Return the momentum and the rule's own state."""
-        return {**self.moments.state(), **{RULE + key: value for key, value in self.rule.state().items()}}
-
-    def load_state(self, state: Mapping[str, StateValue]) -> None:
-        """Take both back."""
-        self.moments = Moments.read(state)
-        self.rule.load_state(without(state, RULE))
-
-    def notes(self) -> Mapping[str, object]:
-        """Return what the rule has to say."""
-        return inside(self, self.rule).notes()
+        return self.moments.with_step(v, {}), {key: self.server_lr * value for key, value in v.items()}

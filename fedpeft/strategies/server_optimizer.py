@@ -6,18 +6,22 @@ A server optimiser reads the inner rule's result as a step proposed, D = rule(x,
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.flat import moved
 from fedpeft.core.guard import check_aggregate
+from fedpeft.core.ranks import RankPlan
 from fedpeft.core.tensors import subtract
-from fedpeft.core.types import ClientUpdate, Tensors
+from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
+from fedpeft.core.wire import ConfigValue
 from fedpeft.strategies.base import FedPeft, StateValue
+from fedpeft.strategies.fedavg import FedAvg
 
 RULE = "rule."
 """Prefix of the inner rule's entries in a server optimiser's state."""
@@ -93,10 +97,77 @@ def take_flags(strategy: FedPeft, rule: FedPeft) -> None:
         setattr(strategy, flag, getattr(rule, flag))
 
 
-def inside(strategy: FedPeft, rule: FedPeft) -> FedPeft:
-    """Return the rule, which now sees the round as the strategy around it does, and tells the same observers."""
-    rule.view, rule.observers = strategy.view, strategy.observers
-    return rule
+class ServerOptimizer(FedPeft):
+    """What every server optimiser does: let a rule propose a step, take one of its own, keep moments.
+
+    Concrete ones say how moments and step follow from what was proposed (``advance``).
+
+    Args:
+        rule: gives the proposed step D; linear in the updates, with a basis that stays. FedAvg unless given. It sends
+            what is sent and says what this strategy needs and bears.
+        settings: of every strategy, see ``FedPeft``.
+
+    Raises:
+        ConfigError: the rule cannot be stepped over.
+    """
+
+    def __init__(self, *, rule: FedPeft | None = None, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.rule = FedAvg() if rule is None else rule
+        take_flags(self, self.rule)
+        self.moments = Moments()
+
+    @abstractmethod
+    def advance(self, steps: Tensors) -> tuple[Moments, Tensors]:
+        """Return the moments after this round, and what is added to each tensor.
+
+        Args:
+            steps: D in float64, for the tensors that some client trained.
+        """
+
+    def client_tensors(self, global_tensors: Tensors, client: ClientInfo) -> Tensors:
+        """Send what the rule sends."""
+        return self._inside().client_tensors(global_tensors, client)
+
+    def client_config(self, client: ClientInfo) -> Mapping[str, ConfigValue]:
+        """Tell clients what the rule tells them."""
+        return self._inside().client_config(client)
+
+    def aggregate(self, global_tensors: Tensors, updates: list[ClientUpdate]) -> Tensors:
+        """Step on what the rule proposes."""
+        moments, increments = self.advance(proposed_step(self._inside(), global_tensors, updates))
+        new = moved(global_tensors, increments)
+        # Before any state is kept: a step that is not finite must leave none behind.
+        check_aggregate(new, global_tensors)
+        self.moments = moments
+        return new
+
+    def model_tensors(self, global_tensors: Tensors) -> Tensors:
+        """Return what the rule returns."""
+        return self._inside().model_tensors(global_tensors)
+
+    def check_ranks(self, ranks: RankPlan) -> None:
+        """Refuse ranks that the rule cannot bear."""
+        super().check_ranks(ranks)
+        self._inside().check_ranks(ranks)
+
+    def state(self) -> dict[str, StateValue]:
+        """Return the moments and the rule's own state."""
+        return {**self.moments.state(), **{RULE + key: value for key, value in self.rule.state().items()}}
+
+    def load_state(self, state: Mapping[str, StateValue]) -> None:
+        """Take both back."""
+        self.moments = Moments.read(state)
+        self.rule.load_state(without(state, RULE))
+
+    def notes(self) -> Mapping[str, object]:
+        """Return what the rule has to say."""
+        return self._inside().notes()
+
+    def _inside(self) -> FedPeft:
+        """Return the rule, which now sees the round as this strategy does, and tells the same observers."""
+        self.rule.view, self.rule.observers = self.view, self.observers
+        return self.rule
 
 
 def check_settings(
@@ -136,17 +207,6 @@ def proposed_step(rule: FedPeft, global_tensors: Tensors, updates: list[ClientUp
     new = rule.aggregate(global_tensors, updates)
     trained = sorted({key for one in updates for key in one.tensors} & new.keys())
     return subtract({key: new[key] for key in trained}, {key: global_tensors[key] for key in trained})
-
-
-def stepped(global_tensors: Tensors, steps: Tensors) -> Tensors:
-    """Return x + step in the dtypes of x; tensors without a step stay.
-
-    Raises:
-        WireError: check ``aggregate``: the result is not finite. Call this before any state is kept.
-    """
-    new = moved(global_tensors, steps)
-    check_aggregate(new, global_tensors)
-    return new
 
 
 def adaptive_steps(
