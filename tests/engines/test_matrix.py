@@ -35,6 +35,7 @@ NODES = nodes(5)
 SETTINGS: dict[str, tuple[str, ...]] = {
     "slora": ("strategy.sparse_rounds=1",),
     "fedpeptao": ("strategy.warmup_rounds=1",),
+    "merge_search": ("strategy.evaluations=10",),
 }
 """What a strategy's YAML needs to be told for two rounds of five clients."""
 SMALL: dict[str, tuple[str, ...]] = {}
@@ -83,6 +84,7 @@ def grid(app: Any) -> FakeGrid:
 def start(strategy: Strategy, runtime: Runtime, app: Any) -> ArrayRecord:
     if isinstance(strategy, FedPeft):
         strategy.view = replace(strategy.view, ranks=runtime.ranks)
+        strategy.search_loss = lambda tensors: runtime.evaluate_shard(tensors, 0).mean_loss
     return strategy.start(grid(app), wire.encode(runtime.initial), num_rounds=2).arrays
 
 
