@@ -112,8 +112,8 @@ def _cell(found: Sequence[float], value: str) -> str:
     if value.endswith("_s"):
         return numbers.duration(mean)
     if "accuracy" in value:
-        return f"{100 * mean:.1f}" + (f" ± {100 * spread:.1f}" if spread is not None else "")
-    return f"{mean:.3g}" + (f" ± {spread:.1g}" if spread is not None else "")
+        return f"{100 * mean:.1f}" + (f" +- {100 * spread:.1f}" if spread is not None else "")
+    return f"{mean:.3g}" + (f" +- {spread:.1g}" if spread is not None else "")
 
 
 def _line(cells: Sequence[str]) -> str:

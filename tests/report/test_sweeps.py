@@ -43,14 +43,14 @@ def test_seeds_share_a_cell(sweep: Path, capsys: pytest.CaptureFixture[str]) -> 
     """0.5 and 0.7: mean 0.6, standard deviation 0.1 sqrt(2) = 0.141; 0.8 twice: no spread."""
     assert main(["table", str(sweep), "--rows", "partition.alpha"]) == 0
     assert lines(capsys) == [
-        ["partition.alpha", "final.accuracy"], ["---", "---"], ["0.1", "60.0 ± 14.1"], ["1", "80.0 ± 0.0"]
+        ["partition.alpha", "final.accuracy"], ["---", "---"], ["0.1", "60.0 +- 14.1"], ["1", "80.0 +- 0.0"]
     ]  # fmt: skip
 
 
 def test_columns_and_classes(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["table", str(sweep), "--rows", "partition", "--columns", "partition.alpha"]) == 0
     assert lines(capsys)[::2] == [
-        ["partition", "partition.alpha=0.1", "partition.alpha=1"], ["Dirichlet", "60.0 ± 14.1", "80.0 ± 0.0"]
+        ["partition", "partition.alpha=0.1", "partition.alpha=1"], ["Dirichlet", "60.0 +- 14.1", "80.0 +- 0.0"]
     ]  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def test_bytes_seconds_and_means_over_rounds(sweep: Path, capsys: pytest.Capture
     """(0.1 + 0.3) / 2 = 0.2: rounds without a figure do not count."""
     values = ["bytes_up", "virtual_clock_s", "rounds.product_error"]
     assert main(["table", str(sweep), "--values", *values]) == 0
-    assert lines(capsys)[2] == ["a0.1", "1.50 MB", "1 min 30 s", "0.2 ± 0"]
+    assert lines(capsys)[2] == ["a0.1", "1.50 MB", "1 min 30 s", "0.2 +- 0"]
 
 
 def test_wrong_paths_are_one_line(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
