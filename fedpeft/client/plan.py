@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedpeft.core.errors import ConfigError
 from fedpeft.core.ranks import RankPlan
 from fedpeft.device_profiles.fleet import Fleet
 from fedpeft.methods.base import Method
@@ -20,18 +19,10 @@ def rank_plan(method: Method, fleet: Fleet, devices: Sequence[str]) -> RankPlan:
         method: the method; without LoRA's ranks the plan is empty.
         fleet: knows the devices' classes.
         devices: device of each client.
-
-    Raises:
-        ConfigError: ``method.ranks`` names a device that no client is.
     """
     if not isinstance(method, LoRA):
         return RankPlan()
     ranks = method.ranks or {}
     classes = {device: fleet.profile(device).device_class for device in sorted(set(devices))}
-    if unknown := sorted(map(str, ranks.keys() - classes.keys() - set(classes.values()))):
-        known = ", ".join(sorted({*classes, *classes.values()}))
-        raise ConfigError(
-            f"method.ranks names {unknown[0]}, which no client is: the fleet has {known} (set method.ranks)"
-        )
     by_device = {device: ranks.get(device, ranks.get(kind, method.rank)) for device, kind in classes.items()}
     return RankPlan(rank=method.largest, default=method.rank, by_device=by_device, scaling_for=method.scaling_for)

@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedpeft.core.errors import ConfigError
-from fedpeft.core.types import Tensors
 from fedpeft.methods.base import Tunable
-from fedpeft.methods.inject import attach_config
+from fedpeft.methods.inject import OneConfig, attach_config
 from fedpeft.methods.lora import LoRA
-from fedpeft.methods.saving import skeleton, write_adapter
 from fedpeft.methods.targets import check_rank, complete
 
 if TYPE_CHECKING:
@@ -22,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaLoRA:
+class AdaLoRA(OneConfig):
     """Low-rank adaptation as ``W = W0 + (alpha / rank) P diag(lambda) Q`` (arXiv:2303.10512 equation 3).
 
     P (out_features, rank) is saved as ``lora_B``, lambda (rank, 1) as ``lora_E``, Q (rank, in_features) as ``lora_A``.
@@ -76,11 +73,6 @@ class AdaLoRA:
         if self.orth_reg_weight:
             _regularise(factors, self.orth_reg_weight / len(factors))
         return tunable
-
-    def save(self, tensors: Tensors, folder: Path, *, base_model: str, head_keys: frozenset[str]) -> None:
-        """Write ``adapter_config.json`` and ``adapter_model.safetensors``; see ``Method.save``."""
-        config = self._config(skeleton(base_model, head_keys))
-        write_adapter(config, tensors, folder, base_model=base_model, head_keys=head_keys)
 
     def _config(self, model: nn.Module) -> Any:
         from peft import AdaLoraConfig

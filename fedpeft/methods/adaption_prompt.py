@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.traits import LAYERS
-from fedpeft.core.types import Tensors
 from fedpeft.methods.base import Tunable
 from fedpeft.methods.heads import head_parameters
-from fedpeft.methods.inject import check_head, make_tunable, use_float32
-from fedpeft.methods.saving import PREFIX, skeleton, write_adapter
+from fedpeft.methods.inject import OneConfig, check_head, make_tunable, use_float32
+from fedpeft.methods.saving import PREFIX
 from fedpeft.methods.virtual import count_problems
 
 if TYPE_CHECKING:
@@ -22,7 +20,7 @@ MAX_LAYERS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class LlamaAdapter:
+class LlamaAdapter(OneConfig):
     """Gated attention to trained prompts in the topmost layers.
 
         out = Attn(x) + g W_o softmax(q K_p^T / sqrt(d)) V_p
@@ -74,11 +72,6 @@ class LlamaAdapter:
             if name.rpartition(".")[2] in ("adaption_prompt", "adaption_gate")
         }
         return make_tunable(model, adapter, heads, head)
-
-    def save(self, tensors: Tensors, folder: Path, *, base_model: str, head_keys: frozenset[str]) -> None:
-        """Write ``adapter_config.json`` and ``adapter_model.safetensors``; see ``Method.save``."""
-        config = self._config(skeleton(base_model, head_keys))
-        write_adapter(config, tensors, folder, base_model=base_model, head_keys=head_keys)
 
     def _config(self, model: Any) -> Any:
         from peft import AdaptionPromptConfig

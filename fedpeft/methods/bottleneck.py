@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.traits import LAYERS
-from fedpeft.core.types import Tensors
-from fedpeft.methods.base import Tunable
-from fedpeft.methods.inject import attach_config
+from fedpeft.methods.inject import OneConfig
 from fedpeft.methods.placement import common_problems, place
-from fedpeft.methods.saving import skeleton, write_adapter
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adapter:
+class Adapter(OneConfig):
     """Small networks after the sublayers of a frozen transformer: ``h + W_up act(W_down h + b_down) + b_up``.
 
     h (..., d) is the output of the sublayer's last projection, before residual sum and normalisation; W_down is
@@ -59,15 +55,6 @@ class Adapter:
     def __post_init__(self) -> None:
         if problems := common_problems(self.bottleneck, self.activation, self.placement, self.target_modules):
             raise ConfigError(problems)
-
-    def attach(self, model: nn.Module, head: str) -> Tunable:
-        """Put adapters behind the target modules; see ``Method.attach``."""
-        return attach_config(self._config(model), model, head)
-
-    def save(self, tensors: Tensors, folder: Path, *, base_model: str, head_keys: frozenset[str]) -> None:
-        """Write ``adapter_config.json`` and ``adapter_model.safetensors``; see ``Method.save``."""
-        config = self._config(skeleton(base_model, head_keys))
-        write_adapter(config, tensors, folder, base_model=base_model, head_keys=head_keys)
 
     def _config(self, model: nn.Module) -> Any:
         from fedpeft.methods.peft_tuners import BottleneckConfig

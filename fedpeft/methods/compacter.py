@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedpeft.core.errors import ConfigError
-from fedpeft.core.types import Tensors
-from fedpeft.methods.base import Tunable
-from fedpeft.methods.inject import attach_config
+from fedpeft.methods.inject import OneConfig
 from fedpeft.methods.placement import common_problems, is_count, place
-from fedpeft.methods.saving import skeleton, write_adapter
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compacter:
+class Compacter(OneConfig):
     """Bottleneck adapters whose projections are ``W = sum_i kron(A_i, s_i t_i)``, i = 1..n.
 
     For a projection from p to q features A_i is (n, n), s_i (q / n, r) and t_i (r, p / n), all float32. The A_i are
@@ -76,15 +72,6 @@ class Compacter:
             )
         if problems:
             raise ConfigError(problems)
-
-    def attach(self, model: nn.Module, head: str) -> Tunable:
-        """Put adapters behind the target modules; see ``Method.attach``."""
-        return attach_config(self._config(model), model, head)
-
-    def save(self, tensors: Tensors, folder: Path, *, base_model: str, head_keys: frozenset[str]) -> None:
-        """Write ``adapter_config.json`` and ``adapter_model.safetensors``; see ``Method.save``."""
-        config = self._config(skeleton(base_model, head_keys))
-        write_adapter(config, tensors, folder, base_model=base_model, head_keys=head_keys)
 
     def _config(self, model: nn.Module) -> Any:
         from fedpeft.methods.peft_tuners import CompacterConfig

@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedpeft.core.errors import ConfigError
+from fedpeft.core.types import Tensors
 from fedpeft.methods.base import HEAD_MODES, Tunable
 from fedpeft.methods.heads import head_parameters
-from fedpeft.methods.saving import saved_name
+from fedpeft.methods.saving import saved_name, skeleton, write_adapter
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+
+class OneConfig(ABC):
+    """A method that is one HF peft config, complete for its architecture: attached by it and saved with it."""
+
+    @abstractmethod
+    def _config(self, model: nn.Module) -> Any:
+        """Return the config for this architecture."""
+
+    def attach(self, model: nn.Module, head: str) -> Tunable:
+        """Put the adapter into the model; see ``Method.attach``."""
+        return attach_config(self._config(model), model, head)
+
+    def save(self, tensors: Tensors, folder: Path, *, base_model: str, head_keys: frozenset[str]) -> None:
+        """Write ``adapter_config.json`` and ``adapter_model.safetensors``; see ``Method.save``."""
+        config = self._config(skeleton(base_model, head_keys))
+        write_adapter(config, tensors, folder, base_model=base_model, head_keys=head_keys)
 
 
 def attach_config(

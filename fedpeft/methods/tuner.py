@@ -5,14 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedpeft.core.errors import ConfigError
-from fedpeft.core.types import Tensors
-from fedpeft.methods.base import Tunable
-from fedpeft.methods.inject import attach_config
-from fedpeft.methods.saving import skeleton, write_adapter
+from fedpeft.methods.inject import OneConfig
 from fedpeft.methods.targets import are_names, complete
 
 if TYPE_CHECKING:
@@ -35,7 +31,7 @@ _ELSEWHERE = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class PeftTuner:
+class PeftTuner(OneConfig):
     """A method of HF peft by pass-through: LoHa, LoKr, OFT, BOFT, HRA, FourierFT, IA3, LayerNorm tuning and more.
 
     IA3 (Liu et al. 2022, arXiv:2205.05638): keys, values and the feed-forward layer's input are multiplied element by
@@ -71,15 +67,6 @@ class PeftTuner:
         if problems:
             raise ConfigError(problems)
         self._new_config()
-
-    def attach(self, model: nn.Module, head: str) -> Tunable:
-        """Insert the adapter beside the target modules; see ``Method.attach``."""
-        return attach_config(self._config(model), model, head)
-
-    def save(self, tensors: Tensors, folder: Path, *, base_model: str, head_keys: frozenset[str]) -> None:
-        """Write ``adapter_config.json`` and ``adapter_model.safetensors``; see ``Method.save``."""
-        config = self._config(skeleton(base_model, head_keys))
-        write_adapter(config, tensors, folder, base_model=base_model, head_keys=head_keys)
 
     def _config(self, model: nn.Module) -> Any:
         config = self._new_config()

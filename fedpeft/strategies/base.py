@@ -17,7 +17,6 @@ from fedpeft.core.errors import ConfigError, WireError
 from fedpeft.core.events import Aggregated, Observer, RoundKept, tell
 from fedpeft.core.guard import Decoder, Expectation, UpdateGuard, check_aggregate
 from fedpeft.core.orders import CONTROL, Orders
-from fedpeft.core.ranks import RankPlan
 from fedpeft.core.seeds import rng
 from fedpeft.core.tensors import replaced, weighted_mean
 from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
@@ -141,19 +140,6 @@ class FedPeft(Strategy):
     def notes(self) -> Mapping[str, object]:
         """Return what goes on record about the rule after a round: plain JSON values by name, {} for nothing."""
         return {}
-
-    def check_ranks(self, ranks: RankPlan) -> None:
-        """Refuse ranks that this rule cannot bear.
-
-        Raises:
-            ConfigError: clients differ in rank and the rule needs one for all.
-        """
-        if ranks.mixed and not self.mixed_ranks:
-            got = sorted({ranks.default or 0, *ranks.by_device.values()})
-            raise ConfigError(
-                f"strategy {type(self).__name__} needs one rank for all clients, got {got} (leave method.ranks empty, "
-                "or choose a strategy for mixed ranks, e.g. strategy=flexlora)"
-            )
 
     # -- Flower's contract ---------------------------------------------------------------------------------------------
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from fedpeft.core.factors import factors_of
 from fedpeft.core.pairs import lora_pairs
-from fedpeft.core.products import changes_of, merge_tensors, merged_change, merged_of, shares, total
+from fedpeft.core.products import changes_of, merge_tensors, merged_change, shares, stacked, total
 from fedpeft.core.tensors import replaced, weighted_mean
 from fedpeft.core.traits import FACTORS
 from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
-from fedpeft.strategies.base import FedPeft, StateValue
+from fedpeft.strategies.merging import Merging
 
 
-class FedExLoRA(FedPeft):
+class FedExLoRA(Merging):
     """Average A and B, and add to every base what the product of the means lacks.
 
         A = sum_k p_k A_k,   B = sum_k p_k B_k
@@ -38,11 +35,6 @@ class FedExLoRA(FedPeft):
 
     linear = False
     requires = frozenset({FACTORS})
-    merges = True
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self._merged: Tensors = {}
 
     def client_tensors(self, global_tensors: Tensors, client: ClientInfo) -> Tensors:
         """Send the mean factors and the residuals so far."""
@@ -55,20 +47,9 @@ class FedExLoRA(FedPeft):
         for pair in lora_pairs(global_tensors):
             # Against the means as they travel, in float32: their own rounding is part of what they lack.
             lacking = [*changes_of(updates, pair), factors_of(mean, pair, self.view.ranks.scaling)]
-            before = merged_change(self._merged, pair)
-            weights = [*(1.0 for _ in before), *shares(updates), -1.0]
-            residuals[pair.module] = total([*before, *lacking], weights)
+            residual = total(lacking, [*shares(updates), -1.0])
+            parts = [*merged_change(self._merged, pair), residual]
+            # The stack of all rounds is compressed only when it has too many columns: that costs a large decomposition.
+            residuals[pair.module] = stacked(parts, [1.0] * len(parts))
         self._merged = merge_tensors(residuals)
         return replaced(global_tensors, mean)
-
-    def model_tensors(self, global_tensors: Tensors) -> Tensors:
-        """Return the mean factors with the residuals so far."""
-        return {**global_tensors, **self._merged}
-
-    def state(self) -> dict[str, StateValue]:
-        """Return the residuals so far, as they travel."""
-        return dict(self._merged)
-
-    def load_state(self, state: Mapping[str, StateValue]) -> None:
-        """Take back what ``state`` returned."""
-        self._merged = merged_of(state)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from fedpeft.core.pairs import lora_pairs
@@ -14,7 +11,6 @@ from fedpeft.core.products import (
     mean_of_others,
     merge_tensors,
     merged_change,
-    merged_of,
     shares,
     stacked,
 )
@@ -22,10 +18,10 @@ from fedpeft.core.seeds import rng
 from fedpeft.core.tensors import replaced
 from fedpeft.core.traits import FACTORS, RANKS
 from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
-from fedpeft.strategies.base import FedPeft, StateValue
+from fedpeft.strategies.merging import Merging
 
 
-class FLoRA(FedPeft):
+class FLoRA(Merging):
     """Stack the clients' factors, whatever their ranks: the sum of their products without any error.
 
         B = [s_1 B_1 ... s_K B_K],   A = [p_1 A_1; ...; p_K A_K],   B A = sum_k p_k s_k B_k A_k
@@ -52,12 +48,7 @@ class FLoRA(FedPeft):
     linear = False
     requires = frozenset({FACTORS, RANKS})
     mixed_ranks = True
-    merges = True
     renews_basis = True
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self._merged: Tensors = {}
 
     def client_tensors(self, global_tensors: Tensors, client: ClientInfo) -> Tensors:
         """Send the new factors at the client's rank, and all that was aggregated."""
@@ -75,18 +66,6 @@ class FLoRA(FedPeft):
             new[pair.b] = np.zeros_like(global_tensors[pair.b])
         self._merged = merge_tensors(changes)
         return replaced(global_tensors, new)
-
-    def model_tensors(self, global_tensors: Tensors) -> Tensors:
-        """Return the factors, whose product is zero before training, with all that was aggregated."""
-        return {**global_tensors, **self._merged}
-
-    def state(self) -> dict[str, StateValue]:
-        """Return all that was aggregated, as it travels."""
-        return dict(self._merged)
-
-    def load_state(self, state: Mapping[str, StateValue]) -> None:
-        """Take back what ``state`` returned."""
-        self._merged = merged_of(state)
 
     def _drawn(self, module: str, like: np.ndarray) -> np.ndarray:
         """Return A (r, n) for the next round: Kaiming-uniform with a = sqrt(5), whose bound is 1 / sqrt(n)."""

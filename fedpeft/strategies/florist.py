@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from fedpeft.core.products import (
     mean_of_others,
     merge_tensors,
     merged_change,
-    merged_of,
     shares,
     to_float32,
 )
@@ -26,10 +24,10 @@ from fedpeft.core.seeds import rng
 from fedpeft.core.tensors import replaced
 from fedpeft.core.traits import FACTORS, RANKS
 from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
-from fedpeft.strategies.base import FedPeft, StateValue
+from fedpeft.strategies.merging import Merging
 
 
-class FLoRIST(FedPeft):
+class FLoRIST(Merging):
     """Stack the clients' factors and keep the strongest singular directions, as many as hold a share of the energy.
 
         [s_1 B_1 ... s_K B_K] [p_1 A_1; ...; p_K A_K] = U S V^T
@@ -59,7 +57,6 @@ class FLoRIST(FedPeft):
     linear = False
     requires = frozenset({FACTORS, RANKS})
     mixed_ranks = True
-    merges = True
     renews_basis = True
 
     def __init__(self, *, energy: float = 0.99, **settings: Any) -> None:
@@ -67,7 +64,6 @@ class FLoRIST(FedPeft):
             raise ConfigError(f"energy must be in (0, 1], got {energy} (set strategy.energy)")
         super().__init__(**settings)
         self.energy = energy
-        self._merged: Tensors = {}
 
     def client_tensors(self, global_tensors: Tensors, client: ClientInfo) -> Tensors:
         """Send the first directions as factors at the client's rank, the others to merge."""
@@ -96,18 +92,6 @@ class FLoRIST(FedPeft):
             beyond[pair.module] = Factors(b=u[:, rank:] * s[rank:], a=vt[rank:])
         self._merged = merge_tensors(beyond)
         return replaced(global_tensors, new)
-
-    def model_tensors(self, global_tensors: Tensors) -> Tensors:
-        """Return the first directions as factors at the global rank, with the others."""
-        return {**global_tensors, **self._merged}
-
-    def state(self) -> dict[str, StateValue]:
-        """Return the directions beyond the global rank, as they travel."""
-        return dict(self._merged)
-
-    def load_state(self, state: Mapping[str, StateValue]) -> None:
-        """Take back what ``state`` returned."""
-        self._merged = merged_of(state)
 
     def _kept(self, global_tensors: Tensors, pair: Pair) -> Factors:
         """Return every direction that was kept, strongest first, without those at the end that are zero."""

@@ -16,7 +16,6 @@ import numpy as np
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.flat import moved
 from fedpeft.core.guard import check_aggregate
-from fedpeft.core.ranks import RankPlan
 from fedpeft.core.tensors import subtract
 from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
 from fedpeft.core.wire import ConfigValue
@@ -145,11 +144,6 @@ class ServerOptimizer(FedPeft):
     def model_tensors(self, global_tensors: Tensors) -> Tensors:
         """Return what the rule returns."""
         return self._inside().model_tensors(global_tensors)
-
-    def check_ranks(self, ranks: RankPlan) -> None:
-        """Refuse ranks that the rule cannot bear."""
-        super().check_ranks(ranks)
-        self._inside().check_ranks(ranks)
 
     def state(self) -> dict[str, StateValue]:
         """Return the moments and the rule's own state."""

@@ -131,7 +131,7 @@ def test_every_class_that_a_config_could_name_has_a_yaml(part: str) -> None:
     targets = {yaml.safe_load(path.read_text()).get("_target_") for path in (CONF / group).glob("*.yaml")}
     modules = {target.rpartition(".")[0].rpartition(".")[2] for target in targets}
     helpers = {
-        "strategies": {"base", "metrics", "product_error", "roster", "server_optimizer", "telling", "view"},
+        "strategies": {"base", "merging", "metrics", "product_error", "roster", "server_optimizer", "telling", "view"},
         "methods": {"base", "heads", "inject", "placement", "saving", "targets", "virtual"},
         "selection": {"base"},
         "engines": {"flower_private", "grid", "memory", "pool", "session"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MethodType
 from typing import Any, cast
@@ -16,7 +17,7 @@ from fedpeft.methods.peft_tuners.lengths import full_precision, with_front
 _OURS = "made_for_a_prefix"
 
 
-class KeyValues(nn.Module):
+class KeyValues(nn.Module, ABC):
     """Trained keys and values of every layer, put before the text's own.
 
         Attention(q, [K_p; K], [V_p; V]) = softmax(q [K_p; K]^T * scale) [V_p; V]
@@ -55,9 +56,9 @@ class KeyValues(nn.Module):
         """Numbers of one virtual token in one layer: its key, then its value, each ``num_heads * head_dim``."""
         return 2 * self.num_heads * self.head_dim
 
+    @abstractmethod
     def values(self) -> list[torch.Tensor]:
         """Return a (num_virtual_tokens, width) float32 tensor for each layer."""
-        raise NotImplementedError
 
     def insert(self, model: Any) -> None:
         """Let the model's attention read the keys and values from now on."""
