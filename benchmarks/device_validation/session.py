@@ -176,10 +176,10 @@ class DeviceSession:
         batch_size = orders.batch_size or self.setup.batch_size
         checkpointing = orders.checkpointing or runtime.settings.gradient_checkpointing
         steps = int(metrics["train-steps"])  # type: ignore[arg-type]
-        tokens = runtime.expected_tokens(0, "train", wire.round_of(message.content), orders.batch_size)
+        length = runtime.text_length(0, "train", wire.round_of(message.content), orders.batch_size)
         usual, most = (
-            runtime.step_memory(0, trained, batch_size, length, checkpointing)
-            for length in (round(tokens / (steps * batch_size)), self.setup.longest)
+            runtime.step_memory(0, trained, batch_size, tokens, checkpointing)
+            for tokens in (length, self.setup.longest)
         )
         return Work(
             flops=float(metrics["train-flops"]),  # type: ignore[arg-type]

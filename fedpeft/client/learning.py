@@ -91,6 +91,37 @@ def longest_text(runtime: Runtime, client_id: int) -> int:
     return max(int(runtime.examples.task.lengths(rows).max(initial=1)) for rows in runtime.client_rows(client_id))
 
 
+def texts_and_tokens(
+    runtime: Runtime, client_id: int, kind: str, server_round: int, batch_size: int = 0
+) -> tuple[int, int]:
+    """Return how many texts a client computes in a round and their tokens, padding included.
+
+    Exact for plain training. Evaluations count without padding.
+
+    Args:
+        runtime: data and settings.
+        client_id: the client.
+        kind: Flower's message type.
+        server_round: the round.
+        batch_size: examples a step, 0 for the config's.
+    """
+    lengths = runtime.examples.task.lengths
+    if kind != "train":
+        rows = runtime.client_rows(client_id)[1]
+        return len(rows), int(lengths(rows).sum())
+    batches = expected_batches(runtime, client_id, server_round, batch_size)
+    sizes = [(len(batch), len(batch) * int(lengths(batch).max())) for batch in batches]
+    return sum(texts for texts, _ in sizes), sum(tokens for _, tokens in sizes)
+
+
+def text_length(runtime: Runtime, client_id: int, kind: str, server_round: int, batch_size: int = 0) -> int:
+    """Return the mean tokens of a text in a client's round, padding included; of any text among `MANY_CLIENTS`."""
+    if runtime.config["num_clients"] > MANY_CLIENTS:
+        return runtime.examples.mean_length
+    texts, tokens = texts_and_tokens(runtime, client_id, kind, server_round, batch_size)
+    return max(1, round(tokens / max(1, texts)))
+
+
 def learn(
     runtime: Runtime,
     client_id: int,

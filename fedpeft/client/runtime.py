@@ -14,7 +14,7 @@ import numpy as np
 from fedpeft import config as cfg
 from fedpeft.client.examples import Examples
 from fedpeft.client.fitting import Fitted, fit, merged, parameters, payload_spec, put_away
-from fedpeft.client.learning import Trained, expected_batches, learn, longest_text
+from fedpeft.client.learning import Trained, learn, longest_text, text_length, texts_and_tokens
 from fedpeft.client.measure import measure
 from fedpeft.client.plan import rank_plan
 from fedpeft.client.private_round import let_out, refuse_evaluation, refuse_probe, refuse_spent
@@ -155,6 +155,10 @@ class Runtime:
         """Return the tokens of a client's longest text; see ``learning.longest_text``."""
         return longest_text(self, client_id)
 
+    def text_length(self, client_id: int, kind: str, server_round: int, batch_size: int = 0) -> int:
+        """Return the mean tokens of a text in a client's round; see ``learning.text_length``."""
+        return text_length(self, client_id, kind, server_round, batch_size)
+
     def num_train_examples(self, client_id: int) -> int:
         """Return how many examples a client trains on, without looking them up."""
         held = int(self._sizes[client_id])
@@ -210,11 +214,7 @@ class Runtime:
 
     def expected_tokens(self, client_id: int, kind: str, server_round: int, batch_size: int = 0) -> int:
         """Return how many tokens, padding included, a client will compute in a round; exact for plain training."""
-        lengths = self.examples.task.lengths
-        if kind != "train":
-            return int(lengths(self.client_rows(client_id)[1]).sum())
-        batches = expected_batches(self, client_id, server_round, batch_size)
-        return sum(len(batch) * int(lengths(batch).max()) for batch in batches)
+        return texts_and_tokens(self, client_id, kind, server_round, batch_size)[1]
 
     def shard_tokens(self, shard: int) -> int:
         """Return how many tokens, padding included, one part of the server's examples has."""

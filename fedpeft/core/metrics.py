@@ -11,18 +11,17 @@ from flwr.app import RecordDict
 from fedpeft.core.errors import WireError
 from fedpeft.core.wire import MAX_METRIC, NUM_EXAMPLES
 
-TRAIN_METRICS = frozenset(
-    {
-        NUM_EXAMPLES,
-        "train-loss",
-        "train-cpu-s",
-        "train-flops",
-        "train-steps",
-        "adapter-bytes",
-        "head-bytes",
-        "layer-share",
-    }
+ROUND_METRICS = (
+    NUM_EXAMPLES,
+    "train-loss",
+    "train-cpu-s",
+    "train-flops",
+    "train-steps",
+    "adapter-bytes",
+    "head-bytes",
 )
+"""What a client tells of every round that it trained, unless its privacy forbids."""
+TRAIN_METRICS = frozenset({*ROUND_METRICS, "layer-share"})
 EVALUATE_METRICS = frozenset({NUM_EXAMPLES, "eval-loss", "eval-accuracy", "eval-cpu-s", "eval-flops", "eval-steps"})
 GROUP_METRICS = frozenset({"group-correct", "group-count"})
 LAYER_SCORES = "layer-scores"

@@ -78,7 +78,7 @@ class Work:
         bytes_up: bytes from client to server.
         dtype: dtype of the matrix products, ``float32`` or ``bfloat16``.
         num_steps: optimiser steps (or evaluation batches).
-        bytes_moved: bytes that the computation reads and writes in memory, 0 where not known.
+        bytes_moved: bytes that its operations other than matrix products read and write in memory, 0 where not known.
         peak_memory_bytes: most that the process holds at once, the base model included; 0 where not known.
     """
 

@@ -58,7 +58,7 @@ class Compute:
     Attributes:
         peak_gflops: theoretical rates.
         achievable_gflops: what a large matrix product reaches; ``fp32`` must be known.
-        train_efficiency: FLOP/s of a training step as a fraction of the achievable rate.
+        train_efficiency: FLOP/s of a training step's matrix products as a fraction of the achievable rate.
         step_overhead_ms: framework time of each step, whatever its size.
         threads: CPU threads that training may use; for people, the rates count them already.
         throttle: slowing down under lasting load, None for none.

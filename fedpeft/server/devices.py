@@ -68,7 +68,8 @@ class SimulatedDevices:
         profile = self._profile(exchange.client.device)
         if profile is None or not self.settings["memory"]:
             return None
-        asked_mb, there_mb = needed_mb(profile, self._step_memory(exchange)), usable_mb(profile)
+        asked_mb = needed_mb(profile, self._step_memory(exchange, self._longest(exchange)))
+        there_mb = usable_mb(profile)
         if asked_mb <= there_mb:
             return None
         reason = f"needs {asked_mb:.0f} MiB, {exchange.client.device} has {there_mb:.0f} MiB for training"
@@ -134,27 +135,32 @@ class SimulatedDevices:
 
     def _completed(self, exchange: Exchange, work: Work) -> Work:
         """Return the work with the memory that it takes, and with its operations where a private client tells none."""
-        memory = self._step_memory(exchange)
         if exchange.kind == "train" and not work.flops:
             work = replace(work, flops=self._expected_flops(exchange, work.num_steps))
+        client_id, longest = exchange.client.client_id, self._longest(exchange)
+        ordered = self._orders(exchange).batch_size if exchange.kind == "train" else 0
+        usual = self.runtime.text_length(client_id, exchange.kind, exchange.server_round, ordered)
         return replace(
             work,
-            bytes_moved=work.num_steps * memory.moved_bytes,
-            peak_memory_bytes=math.ceil(memory.process_bytes),
+            # Usual texts take the time, the longest one decides about memory.
+            bytes_moved=work.num_steps * self._step_memory(exchange, min(usual, longest)).moved_bytes,
+            peak_memory_bytes=math.ceil(self._step_memory(exchange, longest).process_bytes),
         )
 
-    def _step_memory(self, exchange: Exchange) -> StepMemory:
-        """Return the memory of the longest step that a message asks of its client."""
+    def _longest(self, exchange: Exchange) -> int:
+        return max(1, self.runtime.longest(exchange.client.client_id))
+
+    def _step_memory(self, exchange: Exchange, tokens: int) -> StepMemory:
+        """Return the memory of a step that a message asks of its client, on texts of so many tokens."""
         runtime = self.runtime
-        longest = max(1, runtime.longest(exchange.client.client_id))
         if exchange.kind != "train":
-            return runtime.step_memory(0, None, runtime.config["evaluate"]["batch_size"], longest, False)
+            return runtime.step_memory(0, None, runtime.config["evaluate"]["batch_size"], tokens, False)
         orders = self._orders(exchange)
         return runtime.step_memory(
             orders.rank,
             self._trained(exchange, orders),
             orders.batch_size or runtime.settings.batch_size,
-            longest,
+            tokens,
             orders.checkpointing or runtime.settings.gradient_checkpointing,
         )
 

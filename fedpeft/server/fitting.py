@@ -56,8 +56,9 @@ class Fitting:
         tensors = specs(at_rank(runtime.initial, choice.rank))
         settings = replace(runtime.settings, batch_size=choice.batch_size)
         steps = settings.steps(len(runtime.examples.rows) // len(runtime.devices))
-        memory = runtime.step_memory(
-            choice.rank, trained, choice.batch_size, runtime.sizing.most_tokens, choice.checkpointing
+        usual, largest = (
+            runtime.step_memory(choice.rank, trained, choice.batch_size, tokens, choice.checkpointing)
+            for tokens in (runtime.examples.mean_length, runtime.sizing.most_tokens)
         )
         step = runtime.step_flops(choice.rank, trained, choice.checkpointing)
         return Work(
@@ -66,8 +67,8 @@ class Fitting:
             bytes_up=sum(one.num_bytes for key, one in tensors.items() if key in trained),
             dtype=runtime.dtype,
             num_steps=steps,
-            bytes_moved=steps * memory.moved_bytes,
-            peak_memory_bytes=math.ceil(memory.process_bytes),
+            bytes_moved=steps * usual.moved_bytes,
+            peak_memory_bytes=math.ceil(largest.process_bytes),
         )
 
     def ranks(self, plan: RankPlan) -> RankPlan:

@@ -20,7 +20,8 @@ from fedpeft.client.app import CHECKPOINT_ROUND
 from fedpeft.client.blueprint import Blueprint
 from fedpeft.core import wire
 from fedpeft.core.errors import ConfigError
-from fedpeft.core.orders import PREFIX, Orders
+from fedpeft.core.metrics import ROUND_METRICS
+from fedpeft.core.orders import Orders
 from fedpeft.core.ranks import RankPlan
 from fedpeft.core.tensors import specs
 from fedpeft.core.types import ClientInfo, Cost, Tensors, TensorSpec, Work
@@ -29,17 +30,7 @@ from fedpeft.device_profiles.predict import predict
 from fedpeft.server.app import build_strategy
 from fedpeft.server.fitting import Fitting
 from fedpeft.strategies.base import FedPeft
-
-REPLY_NUMBERS = (
-    wire.NUM_EXAMPLES,
-    "train-loss",
-    "train-cpu-s",
-    "train-flops",
-    "train-steps",
-    "adapter-bytes",
-    "head-bytes",
-)
-"""What a client tells beside its tensors."""
+from fedpeft.strategies.instruct import rank_entries, with_orders
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,28 +117,15 @@ def _message(
     A real message would hold its tensors packed, in memory that a blueprint does not take.
     """
     entries: dict[str, Any] = {CHECKPOINT_ROUND: 0}
-    sent, orders = blueprint.initial, Orders()
+    sent = blueprint.initial
     if isinstance(strategy, FedPeft):
         strategy.view = replace(strategy.view, ranks=plan, asked=(client,))
-        if plan.mixed and client.rank is not None:
-            entries |= Orders(rank=client.rank, scaling=client.scaling).entries()
-        entries |= strategy.client_config(client)
-        sent, orders = strategy.client_tensors(blueprint.initial, client), Orders.read(entries)
+        entries |= {**rank_entries(client, plan), **strategy.client_config(client)}
+        sent = strategy.client_tensors(blueprint.initial, client)
     if fitting is not None:
-        orders = _joined(orders, fitting.orders(client))
-        entries = {key: value for key, value in entries.items() if not key.startswith(PREFIX)} | orders.entries()
+        entries = with_orders(entries, fitting.orders(client))
     content = wire.instruction(ArrayRecord(), 1, _identity(blueprint), entries)
-    return sent, orders, wire.content_bytes(content)
-
-
-def _joined(own: Orders, also: Orders) -> Orders:
-    """Return a strategy's orders with what fits the device; where both freeze something, both do."""
-    return replace(
-        own,
-        batch_size=own.batch_size or also.batch_size,
-        checkpointing=own.checkpointing or also.checkpointing,
-        freeze=tuple(dict.fromkeys((*own.freeze, *also.freeze))),
-    )
+    return sent, Orders.read(entries), wire.content_bytes(content)
 
 
 def _work(blueprint: Blueprint, orders: Orders, sent: Tensors, bytes_of_config: int) -> Work:
@@ -184,7 +162,7 @@ def _header_bytes(one: TensorSpec) -> int:
 def _bytes_of_reply(blueprint: Blueprint) -> int:
     """Return the bytes of a reply without its tensors."""
     instruction = wire.Instruction(tensors={}, server_round=1, identity=_identity(blueprint), config={})
-    return wire.content_bytes(wire.reply(instruction, None, dict.fromkeys(REPLY_NUMBERS, 0.0)))
+    return wire.content_bytes(wire.reply(instruction, None, dict.fromkeys(ROUND_METRICS, 0.0)))
 
 
 def _identity(blueprint: Blueprint) -> wire.Identity:

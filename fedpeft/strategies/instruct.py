@@ -62,11 +62,11 @@ def instruct(
             sent = {key: value for key, value in sent.items() if not key.startswith(CONTROL)}
         entries: dict[str, wire.ConfigValue] = {
             **head.config,  # type: ignore[dict-item]
-            **_rank_orders(client, head.ranks),
+            **rank_entries(client, head.ranks),
             **client_config(client),
         }
         if head.also is not None:
-            entries = _joined(entries, head.also(client))
+            entries = with_orders(entries, head.also(client))
         # What all are sent alike is packed once.
         record = common if common is not None and sent is global_tensors else wire.encode(sent)
         common = record if sent is global_tensors else common
@@ -85,15 +85,15 @@ def instruct(
     return messages, expected
 
 
-def _rank_orders(client: ClientInfo, ranks: RankPlan) -> Mapping[str, wire.ConfigValue]:
-    """Tell a client its rank where ranks may differ."""
+def rank_entries(client: ClientInfo, ranks: RankPlan) -> Mapping[str, wire.ConfigValue]:
+    """Return what tells a client its rank: nothing where all have the same, or the method has none."""
     if not ranks.mixed or client.rank is None:
         return {}
     return Orders(rank=client.rank, scaling=client.scaling).entries()
 
 
-def _joined(entries: Mapping[str, wire.ConfigValue], also: Orders) -> dict[str, wire.ConfigValue]:
-    """Return a message's config with further orders; where both freeze something, both do."""
+def with_orders(entries: Mapping[str, wire.ConfigValue], also: Orders) -> dict[str, wire.ConfigValue]:
+    """Return a message's config with further orders: its own come first; where both freeze something, both do."""
     own = Orders.read(entries)
     joined = replace(
         own,

@@ -96,11 +96,19 @@ def test_serve_link_answers_and_ends(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_control_c_ends_the_server_well() -> None:
     command = [sys.executable, "-m", "fedpeft.cli.main", "devices", "serve-link", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ, text=True) as server:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ,
+        text=True,
+        # A suite in the background ignores the signal, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as server:
         assert server.stdout is not None
         assert server.stdout.readline().startswith("listening on 127.0.0.1:")
         server.send_signal(signal.SIGINT)
-        out, err = server.communicate()
+        out, err = server.communicate(timeout=60)
     assert (server.returncode, out, err) == (0, "", "fedpeft: stopped\n")
 
 
