@@ -19,7 +19,7 @@ from fedpeft.core.types import Tensors
 from fedpeft.methods.base import Tunable
 from fedpeft.methods.inject import attach_config
 from fedpeft.methods.saving import skeleton, write_adapter
-from fedpeft.methods.targets import are_names, check_rank, complete
+from fedpeft.methods.targets import are_targets, check_rank, complete
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,7 +48,7 @@ class LoRA:
             largest of all.
         alpha: numerator of the scaling, positive.
         dropout: dropout on the adapter's input, in [0, 1).
-        target_modules: names of the linear modules to adapt, None for HF peft's choice for the architecture.
+        target_modules: names of linear modules, ``all-linear``, or None for HF peft's choice for the architecture.
         rslora: scale by alpha / sqrt(rank).
         dora: train a magnitude beside the direction.
 
@@ -64,7 +64,7 @@ class LoRA:
     ranks: Mapping[str, int] | None = None
     alpha: float = 16
     dropout: float = 0.0
-    target_modules: Sequence[str] | None = None
+    target_modules: Sequence[str] | str | None = None
     rslora: bool = False
     dora: bool = False
 
@@ -81,8 +81,10 @@ class LoRA:
         if not (_is_number(self.dropout) and 0 <= self.dropout < 1):
             problems.append(f"dropout must be in [0, 1), got {self.dropout!r} (set method.dropout)")
         targets = self.target_modules
-        if targets is not None and not are_names(targets):
-            problems.append(f"target_modules must be a list of names, got {targets!r} (set method.target_modules)")
+        if targets is not None and not are_targets(targets):
+            problems.append(
+                f"target_modules must list names or be all-linear, got {targets!r} (set method.target_modules)"
+            )
         problems += [
             f"{name} must be true or false, got {value!r} (set method.{name})"
             for name, value in (("rslora", self.rslora), ("dora", self.dora))

@@ -17,6 +17,10 @@ LINEAR_TYPES = ("Linear", "Conv1D", "Linear8bitLt", "Linear4bit")
 """Class names of modules with a weight matrix: torch's, GPT-2's transposed one, and those stored in 8 or 4 bits."""
 
 
+ALL_LINEAR = "all-linear"
+"""HF peft's word for every linear module but the head's and the one that makes a language model's logits."""
+
+
 def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Return the model's linear modules by full name, without those of its classification head."""
     head = head_module_names(model)
@@ -44,6 +48,11 @@ def are_names(value: object) -> bool:
     return len(value) > 0 and all(isinstance(one, str) and one for one in value)
 
 
+def are_targets(value: object) -> bool:
+    """Return whether a value says which linear modules: a list of names, or `ALL_LINEAR`."""
+    return value == ALL_LINEAR or are_names(value)
+
+
 def complete(config: Any, model: nn.Module, target_modules: Sequence[str] | None, *, setting: str) -> None:
     """Fill in what an HF peft config leaves to the architecture, in place.
 
@@ -54,13 +63,18 @@ def complete(config: Any, model: nn.Module, target_modules: Sequence[str] | None
     Args:
         config: an HF peft config; fields that it lacks are left alone.
         model: the base model, or one of its shape.
-        target_modules: names of modules, matched at the end of full names; None for the default.
+        target_modules: names of modules, matched at the end of full names; `ALL_LINEAR`; None for the default.
         setting: what to set, for messages.
 
     Raises:
         ConfigError: there is no default for the model type, no module of such a name, or the targets mix layouts.
     """
-    targets = list(target_modules) if target_modules is not None else _default_targets(config, model, setting)
+    if target_modules == ALL_LINEAR:
+        targets = _all_linear(model)
+    elif target_modules is not None:
+        targets = list(target_modules)
+    else:
+        targets = _default_targets(config, model, setting)
     config.target_modules = targets
     if getattr(config, "feedforward_modules", targets) is None:
         config.feedforward_modules = _default_feedforward(model, targets)
@@ -118,6 +132,11 @@ def _default_targets(config: Any, model: nn.Module, setting: str) -> list[str]:
             f"{', '.join(last_names(linear_modules(model)))} (set {setting})"
         )
     return list(targets)
+
+
+def _all_linear(model: nn.Module) -> list[str]:
+    logits = getattr(model, "get_output_embeddings", lambda: None)()
+    return last_names({name: module for name, module in linear_modules(model).items() if module is not logits})
 
 
 def _default_feedforward(model: nn.Module, targets: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fedpeft.core.errors import ConfigError
 from fedpeft.methods.inject import OneConfig
-from fedpeft.methods.targets import are_names, complete
+from fedpeft.methods.targets import are_targets, complete
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,7 +54,7 @@ class PeftTuner(OneConfig):
 
     peft_type: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    target_modules: Sequence[str] | None = None
+    target_modules: Sequence[str] | str | None = None
 
     traits: ClassVar[frozenset[str]] = frozenset()
     rank: ClassVar[None] = None
@@ -62,8 +62,10 @@ class PeftTuner(OneConfig):
     def __post_init__(self) -> None:
         targets = self.target_modules
         problems = _option_problems(self.peft_type, self.options)
-        if targets is not None and not are_names(targets):
-            problems.append(f"target_modules must be a list of names, got {targets!r} (set method.target_modules)")
+        if targets is not None and not are_targets(targets):
+            problems.append(
+                f"target_modules must list names or be all-linear, got {targets!r} (set method.target_modules)"
+            )
         if problems:
             raise ConfigError(problems)
         self._new_config()

@@ -36,7 +36,10 @@ from fedpeft.core.errors import ConfigError
         ("round.deadline_s=true", "round.deadline_s must be a positive number, got True"),
         ("method.alpha=x", "alpha must be positive, got 'x' (set method.alpha)"),
         ("method.dropout=x", "dropout must be in [0, 1), got 'x' (set method.dropout)"),
-        ("method.target_modules=[1]", "target_modules must be a list of names, got [1] (set method.target_modules)"),
+        (
+            "method.target_modules=[1]",
+            "target_modules must list names or be all-linear, got [1] (set method.target_modules)",
+        ),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_one_line(override: str, problem: str) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 import toy as maker
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from fedpeft.core.errors import ConfigError
@@ -133,6 +135,24 @@ def test_unknown_targets_are_refused_with_those_that_exist(folder: str) -> None:
         ConfigError, match=r"has no module q_proj: it has dense, key, query, value \(set method.target_modules\)"
     ):
         LoRA(target_modules=["query", "q_proj"]).attach(classifier(folder), "share")
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["classifier", "language model"])
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+def test_all_linear_is_what_hugging_face_means_by_it(tmp_path: Path, family: str, causal: bool) -> None:
+    """Without head and without the layer that makes logits."""
+    if causal and family == "bert":
+        pytest.skip("fedpeft has no masked language models")
+    stored = tiny.write(tmp_path / family, family, causal=causal)
+    task = "CAUSAL_LM" if causal else "SEQ_CLS"
+    theirs = get_peft_model(
+        tiny.load(stored, causal=causal),
+        LoraConfig(target_modules="all-linear", task_type=task, fan_in_fan_out=family == "gpt2"),
+    )
+    adapted = {name.split(".lora_A")[0] for name, _ in theirs.named_parameters() if ".lora_A" in name}
+    ours = LoRA(rank=2, target_modules="all-linear").attach(tiny.load(stored, causal=causal), "share")
+    assert {name.split(".lora_A")[0] for name in ours.shared if ".lora_A" in name} == adapted
+    assert len(adapted) > 4
 
 
 def test_the_head_is_no_target(folder: str) -> None:

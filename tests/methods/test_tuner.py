@@ -89,7 +89,10 @@ def test_options_reach_hf_peft_from_the_command_line(folder: str, tmp_path: Path
         ({"peft_type": "LOHA", "options": {"zzz": 1}}, "LOHA has no option zzz: it has alpha, "),
         ({"peft_type": "LOHA", "options": {"modules_to_save": []}}, "method.options must not hold modules_to_save: "),
         ({"peft_type": "LOHA", "options": 3}, "options must be a mapping of names to values, got 3"),
-        ({"peft_type": "LOHA", "target_modules": "query"}, "target_modules must be a list of names, got 'query'"),
+        (
+            {"peft_type": "LOHA", "target_modules": "query"},
+            "target_modules must list names or be all-linear, got 'query'",
+        ),
         ({"peft_type": "ADALORA"}, "HF peft refuses method.options of ADALORA: "),
     ],
 )
