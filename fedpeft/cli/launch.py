@@ -147,7 +147,7 @@ def resumed_config(run_dir: Path, config: cfg.Config, overrides: Sequence[str]) 
         raise ConfigError(
             [f"{run_dir} was made with other settings, {line} (leave it out, or start a new run)" for line in changed]
         )
-    launch = {key: wanted[key] for key in ignore if key not in ("run_dir", "run_id", "resume")}
+    launch = {key: wanted[key] for key in ignore if key in wanted and key not in ("run_dir", "run_id", "resume")}
     return {**stored, **launch, "run_dir": str(run_dir.absolute())}
 
 

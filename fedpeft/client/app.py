@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from fedpeft.client.building import runtime_for
+from fedpeft.client.own import OwnData, measured_on
 from fedpeft.client.private_round import told
 from fedpeft.client.runtime import Runtime, personal_state
+from fedpeft.client.state import PersonalState
 from fedpeft.core import wire
 from fedpeft.core.errors import BudgetError, FedPeftError, PrivacyError, WireError
 from fedpeft.tasks.base import Scores
@@ -27,18 +31,29 @@ CHECKPOINT_ROUND = "checkpoint-round"
 log = logging.getLogger(__name__)
 
 
-def build_app(config_json: str | None = None, allow: Sequence[str] | None = DEFAULT_ALLOW) -> ClientApp:
+def build_app(
+    config_json: str | None = None,
+    allow: Sequence[str] | None = DEFAULT_ALLOW,
+    *,
+    own: OwnData | None = None,
+    admit: Callable[[str], None] = lambda config_json: None,
+) -> ClientApp:
     """Return a ClientApp with ``train``, ``evaluate`` and ``query.hello``.
 
     Args:
         config_json: the config; None to take it from Flower's run config, as a deployed client does.
         allow: class-path prefixes that a config may name; None for any, which only a simulation's own user should say.
+        own: the real device that this is; None in a simulation.
+        admit: raises where the config asks for what the device's operator does not allow; called before anything of it
+            is built.
     """
     app = ClientApp()
     prefixes = None if allow is None else tuple(allow)
 
     def runtime_of(context: Context) -> Runtime:
-        return runtime_for(config_json or str(context.run_config[wire.RUN_CONFIG_KEY]), prefixes)
+        sent = config_json or str(context.run_config[wire.RUN_CONFIG_KEY])
+        admit(sent)
+        return runtime_for(sent, prefixes, own)
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
@@ -55,7 +70,7 @@ def build_app(config_json: str | None = None, allow: Sequence[str] | None = DEFA
             if runtime.privacy is None or isinstance(error, FedPeftError):
                 raise
             # A library's error may quote an example.
-            log.exception("client %d cannot train", _client_id(context))
+            log.exception("client %d cannot train", _client_id(context, own))
             raise PrivacyError(f"{type(error).__name__}; what it says stays in this private client's log") from None
 
     @app.evaluate()
@@ -65,19 +80,29 @@ def build_app(config_json: str | None = None, allow: Sequence[str] | None = DEFA
     return app
 
 
-def _client_id(context: Context) -> int:
-    return int(context.node_config["partition-id"])
+def _client_id(context: Context, own: OwnData | None = None) -> int:
+    return own.client_id if own else int(context.node_config["partition-id"])
 
 
 def _hello(runtime: Runtime, context: Context) -> wire.RecordDict:
-    client_id = _client_id(context)
-    device = str(context.node_config.get("device", "")) or runtime.devices[client_id]
+    own, client_id = runtime.own, _client_id(context, runtime.own)
+    device = own.device if own else str(context.node_config.get("device", "")) or runtime.devices[client_id]
     return wire.hello_reply(
         client_id=client_id,
         num_examples=runtime.num_train_examples(client_id),
         device=device,
         rank=runtime.tunable.rank,
+        profile=own.profile if own else "",
     )
+
+
+def _personal(runtime: Runtime, context: Context) -> tuple[int, PersonalState]:
+    """Return who this client is and where it keeps what is its own."""
+    client_id = _client_id(context, runtime.own)
+    folder = str(context.node_config.get("state-dir", "")) or None
+    if runtime.own is not None and runtime.own.state_dir is not None:
+        folder = str(Path(runtime.own.state_dir) / "runs" / runtime.identity.run_id)
+    return client_id, personal_state(runtime.config, client_id, folder)
 
 
 def _read(runtime: Runtime, message: Message) -> wire.Instruction:
@@ -91,9 +116,9 @@ def _read(runtime: Runtime, message: Message) -> wire.Instruction:
 
 
 def _train(runtime: Runtime, message: Message, context: Context) -> wire.RecordDict:
+    began_s = time.monotonic()
     instruction = _read(runtime, message)
-    client_id = _client_id(context)
-    personal = personal_state(runtime.config, client_id, str(context.node_config.get("state-dir", "")) or None)
+    client_id, personal = _personal(runtime, context)
     keep_from = instruction.config.get(CHECKPOINT_ROUND, 0)
     if type(keep_from) is not int or keep_from < 0:
         raise WireError("config", f"{CHECKPOINT_ROUND} must be a whole number >= 0, got {keep_from!r}")
@@ -111,14 +136,14 @@ def _train(runtime: Runtime, message: Message, context: Context) -> wire.RecordD
         "adapter-bytes": sizes[False],
         "head-bytes": sizes[True],
         **trained.metrics,
+        **(measured_on(runtime.own, began_s) if runtime.own else {}),
     }
     return wire.reply(instruction, trained.tensors, told(runtime.privacy, metrics))
 
 
 def _evaluate(runtime: Runtime, message: Message, context: Context) -> wire.RecordDict:
     instruction = _read(runtime, message)
-    client_id = _client_id(context)
-    personal = personal_state(runtime.config, client_id, str(context.node_config.get("state-dir", "")) or None)
+    client_id, personal = _personal(runtime, context)
     scores = runtime.evaluate_client(client_id, instruction, personal)
     if scores is None:
         raise WireError("data", f"client {client_id} keeps no examples for evaluation")

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from fedpeft import config as cfg
-from fedpeft.client.examples import Examples, load_examples, say
+from fedpeft.client.examples import Examples, load_examples, load_own_examples, say
+from fedpeft.client.own import OwnData
 from fedpeft.client.runtime import Runtime
 from fedpeft.client.sizing import Sizing, refuse_checkpointing
 from fedpeft.client.trainer import TrainSettings
@@ -27,18 +28,24 @@ from fedpeft.tasks.quantised import Storage, storage
 
 
 @lru_cache(maxsize=1)
-def runtime_for(config_json: str, allow: tuple[str, ...] | None) -> Runtime:
+def runtime_for(config_json: str, allow: tuple[str, ...] | None, own: OwnData | None = None) -> Runtime:
     """Return the runtime of a config, built on first use in this process; forked workers inherit their parent's.
 
     Args:
         config_json: the config as it travels.
         allow: class-path prefixes that this machine's operator allows, None for any.
+        own: the data of this device, None for the run's.
     """
-    return build_runtime(json.loads(config_json), allow)
+    return build_runtime(json.loads(config_json), allow, own)
 
 
-def build_runtime(config: cfg.Config, allow: Sequence[str] | None = None) -> Runtime:
+def build_runtime(config: cfg.Config, allow: Sequence[str] | None = None, own: OwnData | None = None) -> Runtime:
     """Load model and data, attach the method, split the data.
+
+    Args:
+        config: as it was sent.
+        allow: class-path prefixes that may be built, None for any.
+        own: a real device's data, which takes the place of the run's; None for the run's.
 
     Raises:
         ConfigError, DataError: the config cannot be run on this machine.
@@ -48,16 +55,19 @@ def build_runtime(config: cfg.Config, allow: Sequence[str] | None = None) -> Run
     torch.set_num_threads(1)
     # It warns of a kernel on the hub that it can do without.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # Both ends must mean the same config, whatever this device calls its files.
+    config_hash = cfg.config_hash(config)
+    config = own.applied(config) if own else config
     method: Method = cfg.build(config["method"], allow)
     settings = TrainSettings(**config["client"])
     model_config = config["model"]
     path = resolve_model(model_config["path"], model_config["revision"], progress=say)
-    examples = load_examples(config, path, allow)
+    examples = load_own_examples(config, own, path) if own else load_examples(config, path, allow)
     model = _load_model(config, path, len(examples.label_names))
     _check_lengths(model, examples, getattr(method, "virtual_tokens", 0))
     if model.config.pad_token_id is None:
         model.config.pad_token_id = examples.task.pad_id
-    identity = Identity(run_id=str(config["run_id"]), config_hash=cfg.config_hash(config), model_hash=hash_model(model))
+    identity = Identity(run_id=str(config["run_id"]), config_hash=config_hash, model_hash=hash_model(model))
     stored = storage(model, model_config["dtype"])
     tunable = _attach(method, model, config)
     if settings.gradient_checkpointing:
@@ -78,6 +88,7 @@ def build_runtime(config: cfg.Config, allow: Sequence[str] | None = None) -> Run
         model_path=path,
         allow=allow,
         privacy=cfg.build(config["privacy"], allow) if "_target_" in config["privacy"] else None,
+        own=own,
     )
 
 

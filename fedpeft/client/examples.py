@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedpeft import config as cfg
+from fedpeft.client.own import DEPLOYED, HeldElsewhere, OneHolder, OwnData
 from fedpeft.core.errors import ConfigError, DataError
 from fedpeft.data.holdout import hold_out
 from fedpeft.data.partition import Partition, split_clients
@@ -40,7 +41,7 @@ class Examples:
 
     task: Task
     rows: np.ndarray
-    partition: Partition
+    partition: Partition | OneHolder | HeldElsewhere
     eval_task: Task
     eval_rows: np.ndarray
     search_rows: np.ndarray
@@ -64,7 +65,7 @@ class Examples:
 
 
 def load_examples(config: cfg.Config, model_path: str, allow: Sequence[str] | None = None) -> Examples:
-    """Load, hold out, split and tokenise the data."""
+    """Load, hold out, split and tokenise the data; where clients are real devices, nothing is split."""
     task, seed = config["task"], config["seed"]
     table = _load(task, task["split"])
     tokenizer = load_tokenizer(model_path, config["model"]["revision"])
@@ -79,8 +80,10 @@ def load_examples(config: cfg.Config, model_path: str, allow: Sequence[str] | No
         train, held = hold_out(_part(table, usable), held_out, seed)
         eval_task, rows, eval_rows = encoded, usable[train], usable[held]
     eval_rows, search_rows = _set_aside(eval_table, eval_rows, config["strategy"].get("search_examples", 0), seed)
-    partition = split_clients(
-        _part(table, rows), cfg.build(config["partition"], allow), config["num_clients"], seed=seed
+    partition: Partition | HeldElsewhere = (
+        HeldElsewhere(num_clients=config["num_clients"])
+        if DEPLOYED in config
+        else split_clients(_part(table, rows), cfg.build(config["partition"], allow), config["num_clients"], seed=seed)
     )
     return Examples(
         task=encoded,
@@ -92,6 +95,47 @@ def load_examples(config: cfg.Config, model_path: str, allow: Sequence[str] | No
         label_names=table.label_names,
         group_names=table.group_names,
     )
+
+
+def load_own_examples(config: cfg.Config, own: OwnData, model_path: str) -> Examples:
+    """Load and tokenise the one file of a real device; everything in it is this client's.
+
+    Args:
+        config: with this device's paths, see ``OwnData.applied``.
+        own: the device.
+        model_path: where its base model is, for the tokenizer.
+
+    Raises:
+        DataError: the file lacks a column or a text, or holds a label or group that the server does not know.
+    """
+    task, names = config["task"], {what: tuple(config[DEPLOYED][what]) for what in ("labels", "groups")}
+    none = np.zeros(0, dtype=np.int64)
+    known = Table(texts=[], labels=none, label_names=names["labels"], groups=none, group_names=names["groups"])
+    table = _load(task, "train", like=known)
+    if strange := sorted(set(table.group_names) - set(names["groups"])):
+        raise DataError(
+            f"{own.path}: {task['group_column']!r} has groups {strange[:5]} that the server does not know: it has "
+            f"{list(names['groups'])[:8]} (rename them, or let the server set task.group_column=null)"
+        )
+    tokenizer = load_tokenizer(model_path, config["model"]["revision"])
+    encoded, usable = _encode(task, table, tokenizer, config["model"]["max_length"])
+    holder = OneHolder(client_id=own.client_id, num_rows=len(usable), num_clients=config["num_clients"])
+    return Examples(
+        task=encoded,
+        rows=usable,
+        partition=holder,
+        eval_task=encoded,
+        eval_rows=none,
+        search_rows=none,
+        label_names=table.label_names,
+        group_names=table.group_names,
+    )
+
+
+def names_in(config: cfg.Config) -> dict[str, list[str]]:
+    """Return the names of labels and groups in the run's own data, for devices that may have only some of them."""
+    table = _load(config["task"], config["task"]["split"])
+    return {"labels": list(table.label_names), "groups": list(table.group_names)}
 
 
 def say(text: str) -> None:

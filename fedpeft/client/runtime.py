@@ -16,6 +16,7 @@ from fedpeft.client.examples import Examples
 from fedpeft.client.fitting import Fitted, fit, merged, parameters, payload_spec, put_away
 from fedpeft.client.learning import Trained, learn, longest_text, text_length, texts_and_tokens
 from fedpeft.client.measure import measure
+from fedpeft.client.own import OwnData
 from fedpeft.client.plan import rank_plan
 from fedpeft.client.private_round import let_out, refuse_evaluation, refuse_probe, refuse_spent
 from fedpeft.client.pulls import pulls_of
@@ -65,6 +66,7 @@ class Runtime:
         model_path: folder or hub id of the base model.
         allow: class-path prefixes that the config may name on this machine, None for any.
         privacy: what is promised to clients or their examples, e.g. ``ExampleLevel``; None for nothing.
+        own: the real device that this is, None in a simulation.
     """
 
     tunable: Tunable
@@ -82,6 +84,7 @@ class Runtime:
     model_path: str
     allow: Sequence[str] | None = None
     privacy: Any = None
+    own: OwnData | None = None
 
     @cached_property
     def admitted(self) -> dict[tuple[int, tuple[str, ...]], tuple[bool, ...]]:

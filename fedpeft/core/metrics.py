@@ -21,7 +21,9 @@ ROUND_METRICS = (
     "head-bytes",
 )
 """What a client tells of every round that it trained, unless its privacy forbids."""
-TRAIN_METRICS = frozenset({*ROUND_METRICS, "layer-share"})
+MEASURED_METRICS = ("down-s", "train-wall-s", "peak-memory-mb", "energy-j")
+"""What a real device tells besides: seconds of the download and of its own work, MiB held at most, joules drawn."""
+TRAIN_METRICS = frozenset({*ROUND_METRICS, *MEASURED_METRICS, "layer-share"})
 EVALUATE_METRICS = frozenset({NUM_EXAMPLES, "eval-loss", "eval-accuracy", "eval-cpu-s", "eval-flops", "eval-steps"})
 GROUP_METRICS = frozenset({"group-correct", "group-count"})
 LAYER_SCORES = "layer-scores"

@@ -36,6 +36,7 @@ class ClientInfo:
         rank: LoRA rank it trains with, None where the method has none.
         scaling: factor on its product B A.
         longest: tokens of its longest example, 0 where not known.
+        profile: its own device profile as JSON, "" where its name says it all. Nobody has checked it.
     """
 
     client_id: int
@@ -45,6 +46,7 @@ class ClientInfo:
     rank: int | None = None
     scaling: float = 1.0
     longest: int = 0
+    profile: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,8 @@ HELLO_QUERY = "query.hello"
 RUN_CONFIG_KEY = "fedpeft-config"
 NUMPY_STYPE = "numpy.ndarray"
 MAX_METRIC = 1e18
+MAX_PROFILE = 2**15
+"""Characters of a device profile in a hello."""
 FLOATS = ("float16", "float32", "float64")
 ERROR_BUDGET = 100
 """Code of an error reply: the client's privacy budget is spent. Flower's own codes are small numbers."""
@@ -243,9 +245,15 @@ def check_echo(content: RecordDict, server_round: int, identity: Identity) -> No
         raise WireError("identity", f"{', '.join(wrong) or 'extra fields'} differ from the server's")
 
 
-def hello_reply(*, client_id: int, num_examples: int, device: str, rank: int | None) -> RecordDict:
-    """Build a client's answer to ``query.hello``; rank 0 stands for none."""
-    entries = {"client-id": client_id, NUM_EXAMPLES: num_examples, "device": device, "rank": rank or 0}
+def hello_reply(*, client_id: int, num_examples: int, device: str, rank: int | None, profile: str = "") -> RecordDict:
+    """Build a client's answer to ``query.hello``; rank 0 stands for none, as does an empty profile."""
+    entries: dict[str, ConfigValue] = {
+        "client-id": client_id,
+        NUM_EXAMPLES: num_examples,
+        "device": device,
+        "rank": rank or 0,
+    }
+    entries |= {"profile": profile} if profile else {}
     return RecordDict({HELLO: ConfigRecord(entries)})  # type: ignore[arg-type]
 
 
@@ -265,4 +273,14 @@ def read_hello(content: RecordDict, node_id: int) -> ClientInfo:
         raise WireError(
             "hello", f"out of range: client {client_id}, {num_examples} examples, rank {rank}, device {device[:64]!r}"
         )
-    return ClientInfo(client_id=client_id, node_id=node_id, num_examples=num_examples, device=device, rank=rank or None)
+    profile = entries.get("profile", "")
+    if not (isinstance(profile, str) and len(profile) <= MAX_PROFILE):
+        raise WireError("hello", f"profile must be a text of at most {MAX_PROFILE} characters")
+    return ClientInfo(
+        client_id=client_id,
+        node_id=node_id,
+        num_examples=num_examples,
+        device=device,
+        rank=rank or None,
+        profile=profile,
+    )

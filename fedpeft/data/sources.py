@@ -102,7 +102,7 @@ def load_table(
         table = read_local(local, split=split, columns=columns, text_columns=text_columns)
     source = f"{path} ({split})"
     texts = texts_of(table, tuple(text_columns), source)
-    labels, label_names = labels_of(table, label_column, source, known=like.label_names if like else None)
+    labels, label_names = labels_of(table, label_column, source, known=like.label_names if like is not None else None)
     groups, group_names = _groups(table, group_column, source, like)
     return Table(
         texts=texts,
@@ -167,7 +167,7 @@ def load_conversations(
 def _groups(table: pa.Table, column: str | None, source: str, like: Table | None) -> tuple[np.ndarray, tuple[str, ...]]:
     if column is None:
         return np.zeros(table.num_rows, dtype=np.int64), (ONE_GROUP,)
-    return groups_of(table, column, source, known=like.group_names if like else ())
+    return groups_of(table, column, source, known=like.group_names if like is not None else ())
 
 
 def _local(

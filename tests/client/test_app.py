@@ -21,7 +21,7 @@ from fedpeft.client.runtime import Runtime, personal_state
 from fedpeft.client.trainer import TrainResult, train
 from fedpeft.core import wire
 from fedpeft.core.guard import Expectation, UpdateGuard
-from fedpeft.core.metrics import EVALUATE_METRICS, GROUP_METRICS, TRAIN_METRICS
+from fedpeft.core.metrics import EVALUATE_METRICS, GROUP_METRICS, ROUND_METRICS
 from fedpeft.core.seeds import derive
 from fedpeft.core.types import ClientInfo, Tensors
 from fedpeft.device_profiles.presets import list_profiles
@@ -128,7 +128,7 @@ def test_a_good_reply_passes_the_guard(client: Client) -> None:
     assert verdict.rejected == []
     update = verdict.accepted[0]
     assert update.num_examples == len(client.runtime.client_rows(3)[0])
-    assert set(update.metrics) == TRAIN_METRICS - {"layer-share"}
+    assert set(update.metrics) == set(ROUND_METRICS)
     assert dict(reply.content.config_records[wire.ECHO]) == {"server-round": 1, **asdict(client.runtime.identity)}
     assert all(not np.array_equal(update.tensors[key], value) for key, value in client.runtime.initial.items())
 
