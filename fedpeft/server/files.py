@@ -11,11 +11,19 @@ from typing import Any
 from fedpeft.core.errors import CheckpointError
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a crash at any moment, finds the old content or the new."""
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Write a file so that a reader, or a crash at any moment, finds the old content or the new.
+
+    Args:
+        path: the file; its folder exists.
+        data: the content.
+        mode: its permissions before the umask. The content is at no moment readable to more than that.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # An older process with this id may have died and left one that others can read.
+    temporary.unlink(missing_ok=True)
     try:
-        with open(temporary, "wb") as file:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
