@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedpeft.client.own import HeldElsewhere
 from fedpeft.client.private_round import private_round
 from fedpeft.client.pulls import Pulls
 from fedpeft.client.sizing import refuse_checkpointing
@@ -80,15 +81,19 @@ def expected_batches(runtime: Runtime, client_id: int, server_round: int, batch_
 
 
 def longest_text(runtime: Runtime, client_id: int) -> int:
-    """Return the tokens of a client's longest text, training or test; of the run's longest among `MANY_CLIENTS`.
+    """Return the tokens of a client's longest text, training or test; the run's longest where its are not known.
 
     Args:
         runtime: the data.
         client_id: the client.
     """
-    if runtime.config["num_clients"] > MANY_CLIENTS:
+    if not _are_looked_up(runtime):
         return runtime.sizing.most_tokens
     return max(int(runtime.examples.task.lengths(rows).max(initial=1)) for rows in runtime.client_rows(client_id))
+
+
+def _are_looked_up(runtime: Runtime) -> bool:
+    return runtime.config["num_clients"] <= MANY_CLIENTS and not isinstance(runtime.examples.partition, HeldElsewhere)
 
 
 def texts_and_tokens(
@@ -115,8 +120,8 @@ def texts_and_tokens(
 
 
 def text_length(runtime: Runtime, client_id: int, kind: str, server_round: int, batch_size: int = 0) -> int:
-    """Return the mean tokens of a text in a client's round, padding included; of any text among `MANY_CLIENTS`."""
-    if runtime.config["num_clients"] > MANY_CLIENTS:
+    """Return the mean tokens of a text in a client's round, padding included; of all texts where its are not known."""
+    if not _are_looked_up(runtime):
         return runtime.examples.mean_length
     texts, tokens = texts_and_tokens(runtime, client_id, kind, server_round, batch_size)
     return max(1, round(tokens / max(1, texts)))

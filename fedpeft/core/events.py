@@ -51,7 +51,8 @@ class ExchangeStarted:
 class ClientReplied:
     """One client's exchange ended, well or not.
 
-    ``outcome`` is ``ok``, ``late``, ``lost``, ``error`` or ``timeout``; a guard may still reject an ``ok`` one.
+    ``outcome`` is ``ok``, ``late``, ``lost``, ``error`` or ``timeout``; a guard may still reject an ``ok`` one. In a
+    simulation ``cost`` is predicted; of a real device it is measured, and ``predicted`` stands beside it.
     """
 
     server_round: int
@@ -66,6 +67,7 @@ class ClientReplied:
     metrics: Mapping[str, float | list[float]]
     outcome: str
     detail: str = ""
+    predicted: Cost | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

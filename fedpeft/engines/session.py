@@ -66,6 +66,7 @@ def open_session(
     started_at: float,
     promise: PrivacyStatement | None = None,
     poll_s: float = 0.0,
+    is_real: bool = False,
 ) -> Session:
     """Write what is known before the first round and return the session.
 
@@ -80,7 +81,7 @@ def open_session(
         memory_mb: measures the process tree.
         started_at: ``time.time()`` when this run's process began.
         promise: what the run's privacy promises.
-        poll_s: see ``Session``.
+        poll_s, is_real: see ``Session``.
     """
     config = runtime.config
     run_dir = Path(config["run_dir"])
@@ -106,6 +107,7 @@ def open_session(
         observers=(record, *observers),
         promise=promise,
         poll_s=poll_s,
+        is_real=is_real,
     )
 
 

@@ -27,6 +27,7 @@ from fedpeft.server.feedback import Feedback
 from fedpeft.server.fitting import Fitting
 from fedpeft.server.grid import ClockedGrid
 from fedpeft.server.privacy import Books, private_rounds
+from fedpeft.server.real_devices import RealDevices
 from fedpeft.server.rounds import Rounds, Session
 from fedpeft.strategies.base import FedPeft
 from fedpeft.strategies.buffer import Buffer
@@ -80,7 +81,7 @@ def _serve(grid: Grid, session: Session, privacy: PrivateRounds | None) -> None:
     runtime, config = session.runtime, session.runtime.config
     strategy, roster = build_strategy(config), Roster()
     _refuse_unsound(strategy, runtime)
-    devices = SimulatedDevices.of(runtime)
+    devices = RealDevices.of(runtime) if session.is_real else SimulatedDevices.of(runtime)
     observers = session.observers
     if isinstance(strategy, FedPeft):
         observers = (*observers, Feedback(strategy.selection))
@@ -134,13 +135,13 @@ def _serve(grid: Grid, session: Session, privacy: PrivateRounds | None) -> None:
 def _settle_in(
     strategy: FedPeft,
     runtime: Runtime,
-    devices: SimulatedDevices,
+    devices: SimulatedDevices | RealDevices,
     clocked: ClockedGrid,
     privacy: PrivateRounds | None,
 ) -> None:
     """Give one of our own strategies what surrounds it: the run, time, devices, privacy."""
     config, ranks, orders = runtime.config, runtime.ranks, None
-    if config["devices"]["fit"]:
+    if isinstance(devices, SimulatedDevices) and config["devices"]["fit"]:
         fitting = Fitting.of(runtime, strategy, devices.fleet)
         ranks, orders = fitting.ranks(ranks), fitting.orders
     strategy.identity = runtime.identity

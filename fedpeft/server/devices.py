@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -36,11 +36,13 @@ class SimulatedDevices:
         runtime: the run's model, data and config.
         settings: ``devices`` of the config: ``jitter``, ``memory``, ``availability``.
         fleet: a built fleet.
+        profile_of: reads the profile that a device tells of itself; simulated ones tell none.
     """
 
     runtime: Runtime
     settings: Mapping[str, Any]
     fleet: Any
+    profile_of: Callable[[str], DeviceProfile | None] = lambda told: None
     _unknown: set[str] = field(default_factory=set, init=False, repr=False)
 
     @classmethod
@@ -55,7 +57,7 @@ class SimulatedDevices:
 
     def cost(self, exchange: Exchange, work: Work) -> Cost:
         """Return what an exchange took; zeros for a device whose profile nobody here has."""
-        profile = self._profile(exchange.client.device)
+        profile = self._profile(exchange.client)
         if profile is None:
             return Cost(down_s=0.0, compute_s=0.0, up_s=0.0)
         client, luck = exchange.client, Luck()
@@ -65,7 +67,7 @@ class SimulatedDevices:
 
     def refusal(self, exchange: Exchange) -> Refusal | None:
         """Return why a device cannot hold the work of a message, None where it can."""
-        profile = self._profile(exchange.client.device)
+        profile = self._profile(exchange.client)
         if profile is None or not self.settings["memory"]:
             return None
         asked_mb = needed_mb(profile, self._step_memory(exchange, self._longest(exchange)))
@@ -97,7 +99,7 @@ class SimulatedDevices:
 
     def expected(self, client: ClientInfo) -> Cost:
         """Return what a training round is expected to cost a client, from the mean length of all texts."""
-        profile = self._profile(client.device)
+        profile = self._profile(client)
         if profile is None:
             return Cost(down_s=0.0, compute_s=0.0, up_s=0.0)
         runtime, settings = self.runtime, self.runtime.settings
@@ -123,14 +125,20 @@ class SimulatedDevices:
     def _known(self) -> frozenset[str]:
         return frozenset(self.runtime.devices)
 
-    def _profile(self, device: str) -> DeviceProfile | None:
+    def knows(self, client: ClientInfo) -> bool:
+        """Return whether there is a profile of a client's device."""
+        return self._profile(client) is not None
+
+    def _profile(self, client: ClientInfo) -> DeviceProfile | None:
+        if client.profile and (told := self.profile_of(client.profile)):
+            return told
         # A device names its own profile; one that this server lacks must not end a round.
-        if device in self._known:
-            profile: DeviceProfile = self.fleet.profile(device)
+        if client.device in self._known:
+            profile: DeviceProfile = self.fleet.profile(client.device)
             return profile
-        if device not in self._unknown:
-            log.warning("no device profile %r here: the time of its clients is not predicted", device)
-        self._unknown.add(device)
+        if client.device not in self._unknown:
+            log.warning("no device profile %r here: the time of its clients is not predicted", client.device)
+        self._unknown.add(client.device)
         return None
 
     def _completed(self, exchange: Exchange, work: Work) -> Work:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fedpeft.core.events import ClientReplied
+from fedpeft.core.types import Cost
 
 
 def merit(metrics: Mapping[str, float]) -> float:
@@ -45,3 +46,20 @@ def total(parts: Iterable[float | None]) -> float | None:
 def rounded(value: float | None, digits: int) -> float | None:
     """Return a number rounded, None for None."""
     return None if value is None else round(value, digits)
+
+
+def legs(cost: Cost) -> dict[str, float]:
+    """Return an exchange's seconds by leg."""
+    return {"down": round(cost.down_s, 6), "compute": round(cost.compute_s, 6), "up": round(cost.up_s, 6)}
+
+
+def predicted_columns(event: ClientReplied) -> dict[str, Any]:
+    """Return what was predicted for a real device, to stand beside what was measured; {} in a simulation."""
+    cost = event.predicted
+    if cost is None:
+        return {}
+    return {
+        "predicted_s": legs(cost),
+        "predicted_memory_mb": rounded(cost.peak_memory_mb, 1),
+        "predicted_energy_j": rounded(cost.energy_j, 3),
+    }

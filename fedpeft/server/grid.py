@@ -14,6 +14,7 @@ from fedpeft.core import wire
 from fedpeft.core.errors import EngineError, printable
 from fedpeft.core.events import ClientReplied, ExchangeStarted, Observer, tell
 from fedpeft.core.types import Cost, Work
+from fedpeft.server.figures import number
 from fedpeft.server.world import Exchange, Refusal, VirtualClock, World, cut_short
 from fedpeft.strategies.roster import Roster
 
@@ -43,6 +44,7 @@ class _Arrived:
     cost: Cost
     bytes_up: int
     metrics: dict[str, float | list[float]]
+    predicted: Cost | None
 
 
 class ClockedGrid(Grid):
@@ -153,6 +155,8 @@ class ClockedGrid(Grid):
         if first is not None:
             started = ExchangeStarted(server_round=first.server_round, kind=first.kind, cohort_size=len(batch))
             tell(self._observers, started)
+        if self._world.is_real and self._deadline_s is not None and first is not None and first.kind == "train":
+            timeout = min(self._deadline_s, timeout or self._deadline_s)
         waiting = {message_id: None for message_id in self.push_messages(batch)}
         replies = self._wait(waiting, timeout)
         for message_id in waiting:
@@ -187,6 +191,8 @@ class ClockedGrid(Grid):
             replies.extend(came)
             if self._stop.is_set():
                 raise EngineError("the engine stopped while replies were missing")
+            if self._world.is_real and self._wanted is not None and len(self._arrived) >= self._wanted:
+                break
             if not came and self._poll_s:
                 time.sleep(self._poll_s)
         return replies
@@ -203,8 +209,10 @@ class ClockedGrid(Grid):
             self._tell(sent, outcome, printable(reply.error.reason or "no reason given"))
             return reply
         bytes_up, metrics = wire.content_bytes(reply.content), _metrics(reply.content)
-        cost = self._world.cost(exchange, self._work(sent, bytes_up, metrics))
-        arrived = _Arrived(sent=sent, reply=reply, cost=cost, bytes_up=bytes_up, metrics=metrics)
+        work = self._work(sent, bytes_up, metrics)
+        cost = self._world.cost(replace(exchange, told=metrics), work)
+        predicted = self._world.predicted(exchange, work)
+        arrived = _Arrived(sent=sent, reply=reply, cost=cost, bytes_up=bytes_up, metrics=metrics, predicted=predicted)
         left_s = self._world.leaves_after_s(exchange, self.clock.now_s, cost.total_s)
         if left_s < cost.total_s:
             # Its connection ends when it goes, and the server need not wait any longer.
@@ -250,16 +258,18 @@ class ClockedGrid(Grid):
     def _give_up(self, message_id: str) -> None:
         if (sent := self._sent.pop(message_id, None)) is not None:
             self._someone_missing = True
-            self._tell(sent, "timeout", "no reply in time (round.timeout_s)")
+            late = self._world.is_real and self._deadline_s is not None and sent.exchange.kind == "train"
+            setting = "round.deadline_s" if late else "round.timeout_s"
+            self._tell(sent, "late" if late else "timeout", f"no reply in time ({setting})")
 
     def _work(self, sent: _Sent, bytes_up: int, metrics: dict[str, float | list[float]]) -> Work:
         prefix = "train" if sent.exchange.kind == "train" else "eval"
         return Work(
-            flops=_number(metrics.get(f"{prefix}-flops")),
+            flops=max(0.0, number(metrics.get(f"{prefix}-flops"))),
             bytes_down=sent.bytes_down,
             bytes_up=bytes_up,
             dtype=self._dtype,
-            num_steps=int(_number(metrics.get(f"{prefix}-steps"))),
+            num_steps=max(0, int(number(metrics.get(f"{prefix}-steps")))),
         )
 
     def _tell(
@@ -279,6 +289,7 @@ class ClockedGrid(Grid):
             metrics=arrived.metrics if arrived else {},
             outcome=outcome,
             detail=detail,
+            predicted=arrived.predicted if arrived else None,
         )
         tell(self._observers, event)
 
@@ -287,9 +298,3 @@ def _metrics(content: RecordDict) -> dict[str, float | list[float]]:
     """Return a reply's numbers as they are; the guard judges them later, so nothing here may trust them."""
     records = list(content.metric_records.values())
     return dict(records[0]) if records else {}  # type: ignore[arg-type]
-
-
-def _number(value: object) -> float:
-    """Return a client's claim as a number that arithmetic survives."""
-    sound = isinstance(value, (int, float)) and 0 <= value <= wire.MAX_METRIC
-    return float(value) if sound else 0.0  # type: ignore[arg-type]

@@ -41,6 +41,7 @@ class Session:
         promise: what the run's privacy promises, None where there is none.
         poll_s: real seconds between two looks at a grid that does not wait by itself.
         stop: set when replies will not come any more.
+        is_real: whether the clients are real devices.
     """
 
     runtime: Runtime
@@ -51,6 +52,7 @@ class Session:
     promise: PrivacyStatement | None = None
     poll_s: float = 0.0
     stop: Event = field(default_factory=Event)
+    is_real: bool = False
 
 
 class Rounds:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from flwr.app import Message
 
@@ -33,12 +34,16 @@ class Exchange:
         kind: ``train`` or ``evaluate``.
         server_round: the round it was sent in.
         message: what was sent.
+        sent_at_s: ``time.monotonic()`` when it left.
+        told: the reply's numbers, which nobody has checked; {} before there is one.
     """
 
     client: ClientInfo
     kind: str
     server_round: int
     message: Message
+    sent_at_s: float = field(default_factory=time.monotonic)
+    told: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,18 +61,22 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """A model of the clients' devices; the defaults know of nothing that goes wrong.
+    """The clients' devices, simulated or real; the defaults know of nothing that goes wrong.
 
     Attributes:
         cost: what an exchange took on its client's device.
         refusal: why a client cannot take a message at all, None where it can.
         leaves_after_s: seconds from now until the client is gone, infinite for never, by exchange, the virtual time
             now and the seconds that the exchange would take.
+        predicted: what a real device was expected to take, None where costs are predictions themselves.
+        is_real: whether seconds pass by themselves: deadlines are waited for, and wanted replies end a round at once.
     """
 
     cost: Callable[[Exchange, Work], Cost]
     refusal: Callable[[Exchange], Refusal | None] = lambda exchange: None
     leaves_after_s: Callable[[Exchange, float, float], float] = lambda exchange, now_s, total_s: math.inf
+    predicted: Callable[[Exchange, Work], Cost | None] = lambda exchange, work: None
+    is_real: bool = False
 
 
 def cut_short(cost: Cost, seconds: float) -> Cost:
