@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -85,3 +87,57 @@ def test_every_strategy_is_flowers() -> None:
     assert FedPeft.__abstractmethods__ == frozenset()
     abstract = {name for name, value in vars(Strategy).items() if getattr(value, "__isabstractmethod__", False)}
     assert abstract <= set(vars(FedPeft)), "Flower's contract grew"
+
+
+def parameters(function: object) -> set[str]:
+    return set(inspect.signature(function).parameters)  # type: ignore[arg-type]
+
+
+def test_the_superexec_loop_takes_an_executor_of_ours() -> None:
+    from flwr.supercore.superexec import run_superexec as module
+    from flwr.supercore.superexec.executor import Executor
+
+    from fedpeft.engines.deploy.executor import ForkingExecutor
+
+    asked = {name for name in vars(Executor) if not name.startswith("_")}
+    assert asked <= set(dir(ForkingExecutor))
+    assert parameters(module.run_superexec) >= {"runtime_api_address", "insecure", "superexec_auth_secret"}
+    source = inspect.getsource(module.run_superexec)
+    for call in (
+        "get_executor(",
+        "register_signal_handlers(",
+        "make_simple_http_retry_invoker()",
+        "executor.reconcile",
+    ):
+        assert call in source
+    assert module._TASK_POLL_INTERVAL_ENV == "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"
+    assert module.make_simple_http_retry_invoker().max_tries is None
+
+
+def test_a_task_is_answered_by_names_that_can_be_replaced() -> None:
+    from flwr.supernode.runtime import run_clientapp as module
+
+    source = inspect.getsource(module.run_clientapp)
+    for call in ("install_from_fab(fab.content", "get_load_client_app_fn(", "RuntimeHttpClient.from_server_address("):
+        assert call in source
+    assert "push_message(client, reply_message, context)" in source
+    assert list(inspect.signature(module.push_message).parameters) == ["client", "message", "context"]
+    assert "PullMessages" in vars(module.RuntimeHttpClient)
+
+
+def test_an_idle_supernode_sleeps_for_as_long_as_we_replace() -> None:
+    from flwr.supernode import fleet_http_connection, start_client_internal
+
+    source = inspect.getsource(start_client_internal)
+    assert source.count(f"time.sleep({flower_private.IDLE_S})") == 1
+    assert set(re.findall(r"\btime\.(\w+)", source)) == {"sleep"}, "the module's other uses of time would break"
+    connection = inspect.getsource(fleet_http_connection)
+    assert "make_simple_http_retry_invoker()" in connection and "flwr_exit(" in connection
+    invoker = fleet_http_connection.make_simple_http_retry_invoker()
+    assert all((invoker.on_backoff, invoker.on_success, invoker.should_giveup))
+
+
+def test_only_messages_for_a_client_app_are_taken() -> None:
+    from flwr.supercore.constant import TaskType
+
+    assert flower_private.client_tasks() == {TaskType.CLIENT_APP}

@@ -1,0 +1,118 @@
+"""A device's two processes against a real SuperLink: forks answer, one at a time, and their deaths are told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from light_federation import Federation, federation
+
+from fedpeft.engines.deploy.executor import ForkingExecutor
+from fedpeft.engines.deploy.node import Node, NodeSettings, free_port
+from fedpeft.engines.flower_private import run_superexec
+
+
+class Enough(Exception):
+    """The test has seen what it wanted."""
+
+
+def make_app() -> ClientApp:
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        server_round = int(message.content["config"]["round"])
+        if context.run_config["fedpeft-config"] == '{"die": 1}' and server_round == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if context.run_config["fedpeft-config"] == '{"memory": 1}' and server_round == 1:
+            raise MemoryError
+        if context.run_config["fedpeft-config"] == '{"hang": 1}' and server_round == 1:
+            time.sleep(3600)
+        seen = int(context.state["seen"]["count"]) + 1 if "seen" in context.state else 1
+        context.state["seen"] = MetricRecord({"count": seen})
+        facts = {"pid": os.getpid(), "threads": threading.active_count(), "seen": seen}
+        return Message(RecordDict({"metrics": MetricRecord(facts)}), reply_to=message)
+
+    return app
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Federation]:
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "device"))
+    with federation(tmp_path, free_port()) as made:
+        yield made
+
+
+def serve(server: Federation, rows: int, **settings: Any) -> tuple[list[dict[str, Any]], list[str], list[int]]:
+    """Be a device until the server has so many rows; return what happened, the configs warmed for, the children."""
+    secret = server.folder / "secret"
+    secret.write_bytes(os.urandom(32))
+    node = Node(
+        NodeSettings(server=server.address, ca=None, key=None, secret=secret, config={}, log=server.folder / "node.log")
+    )
+    happened: list[dict[str, Any]] = []
+    warmed: list[str] = []
+    pids: list[int] = []
+
+    def between() -> None:
+        pids.extend(pid for pid in executor.pids if pid not in pids)
+        if len(server.rows()) >= rows:
+            raise Enough
+
+    executor = ForkingExecutor(make_app=make_app, warm=warmed.append, tell=happened.append, between=between, **settings)
+    try:
+        while not (said := node.events()):
+            assert node.ended() is None, server.logs()
+            time.sleep(0.02)
+        assert said[0]["kind"] == "connected"
+        with pytest.raises(Enough):
+            run_superexec(executor, address=node.address, secret=secret.read_bytes(), poll_s=0.1)
+    finally:
+        executor.close()
+        node.stop()
+    return happened, warmed, pids
+
+
+def test_each_message_gets_a_fork_and_the_servers_code_never_runs(server: Federation) -> None:
+    server.submit(rounds=3, config={"a": 1})
+    happened, warmed, pids = serve(server, 3)
+    rows = server.rows()
+    assert [row["round"] for row in rows] == [1, 2, 3]
+    assert [row["seen"] for row in rows] == [1, 2, 3], "Flower's context goes from fork to fork"
+    assert len({row["pid"] for row in rows}) == 3 and os.getpid() not in pids
+    assert {int(row["pid"]) for row in rows} <= set(pids)
+    assert warmed == ['{"a": 1}'], "once a config, in the parent"
+    assert [event["kind"] for event in happened][:4] == ["began", "done", "warm", "began"]
+    assert happened[0]["round"] == "1"
+    assert not server.mark.exists()
+    assert not list((server.folder / "device").rglob("client.py")), "the FAB was not even unpacked"
+    assert max(row["seconds"] for row in rows[1:]) < 5
+
+
+@pytest.mark.parametrize(
+    ("config", "said", "code", "settings"),
+    [
+        ({"die": 1}, "SIGKILL", 8, {}),
+        ({"memory": 1}, "out of memory", 2, {}),
+        ({"hang": 1}, "longer than 1 seconds", 8, {"patience_s": 1}),
+    ],
+)
+def test_what_ends_a_child_is_told_at_once_and_the_next_round_goes_on(
+    server: Federation, config: dict[str, int], said: str, code: int, settings: dict[str, float]
+) -> None:
+    server.submit(rounds=2, config=config)
+    happened, warmed, _ = serve(server, 2, **settings)
+    first, second = server.rows()
+    assert said in first["reason"] and first["code"] == code
+    assert first["seconds"] < 15, "Flower itself takes 70 seconds to notice"
+    assert second["seen"] == 1
+    assert len(warmed) == 1
+    assert any(said in event.get("reason", "") for event in happened)
