@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 from importlib.metadata import version
 from pathlib import Path
@@ -141,3 +142,25 @@ def test_only_messages_for_a_client_app_are_taken() -> None:
     from flwr.supercore.constant import TaskType
 
     assert flower_private.client_tasks() == {TaskType.CLIENT_APP}
+
+
+def test_the_control_api_is_asked_without_an_account() -> None:
+    from flwr.common.constant import HEARTBEAT_PATIENCE
+    from flwr.proto.node_pb2 import NodeInfo
+    from flwr.supercore.constant import NodeStatus
+    from flwr.supercore.control import ControlHttpClient
+    from flwr.supercore.error import ApiErrorCode, FlowerError
+
+    messages = flower_private.control_messages()
+    for name in ("ListNodes", "RegisterNode", "UnregisterNode"):
+        assert name in vars(ControlHttpClient) and hasattr(messages, f"{name}Request")
+    fields = {"node_id", "owner_name", "status", "online_until", "heartbeat_interval", "public_key", "name"}
+    assert fields <= set(NodeInfo.DESCRIPTOR.fields_by_name)
+    assert {"public_key", "name"} <= set(messages.RegisterNodeRequest.DESCRIPTOR.fields_by_name)
+    assert (flower_private.ONLINE, flower_private.UNREGISTERED) == (NodeStatus.ONLINE, NodeStatus.UNREGISTERED)
+    assert flower_private.KEY_IN_USE == ApiErrorCode.PUBLIC_KEY_ALREADY_IN_USE
+    assert flower_private.NODE_NOT_FOUND == ApiErrorCode.NODE_NOT_FOUND
+    assert flower_private.HEARTBEATS_MISSED == HEARTBEAT_PATIENCE
+    refusal = json.dumps(FlowerError(23, "for the log").to_json("in use"))
+    assert flower_private.api_error(refusal) == (23, "in use")
+    assert flower_private.api_error("<html>") is None
