@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -122,6 +122,27 @@ class Control:
                 raise
             return False
         return True
+
+    def start_run(self, app: Mapping[str, bytes], settings: Mapping[str, str]) -> int:
+        """Submit a run and return its id.
+
+        Args:
+            app: files of the Flower app by path.
+            settings: its run config.
+
+        Raises:
+            EngineError: the SuperLink cannot be reached or refuses.
+        """
+        return int(self._ask(lambda _: flower_private.start_run(self._client, app, settings), None))
+
+    def run_status(self, run_id: int) -> tuple[str, str, str]:
+        """Return a run's status (``pending``, ``starting``, ``running``, ``finished``), how it ended, and in words.
+
+        Raises:
+            EngineError: the SuperLink cannot be reached or refuses.
+        """
+        found: tuple[str, str, str] = self._ask(lambda _: flower_private.run_status(self._client, run_id), None)
+        return found
 
     def _ask(self, method: Callable[[Any], Any], request: Any) -> Any:
         import httpx

@@ -1,0 +1,211 @@
+"""The engine of ``fedpeft server``: real devices, through Flower's SuperLink."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedpeft import __version__
+from fedpeft import config as cfg
+from fedpeft.client.examples import names_in
+from fedpeft.client.own import DEPLOYED
+from fedpeft.core import wire
+from fedpeft.core.errors import ConfigError, EngineError
+from fedpeft.core.events import Observer, Preparing, RunFinished, tell
+from fedpeft.engines.deploy.apps import LAUNCH_KEY
+from fedpeft.engines.deploy.certificates import ensure_certificates
+from fedpeft.engines.deploy.control import Control, sync
+from fedpeft.engines.deploy.event_file import NAME, Follower, ServerFailedError
+from fedpeft.engines.deploy.folder import write_file
+from fedpeft.engines.deploy.processes import ServerProcesses, split_address
+from fedpeft.engines.deploy.registry import Registry
+from fedpeft.engines.session import travelling
+from fedpeft.server.checkpoint import Checkpoint
+
+LOOK_S = 0.2
+SYNC_S = 5.0
+
+
+APP = """[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "fedpeft-run"
+version = "1.0.0"
+dependencies = []
+
+[tool.hatch.build.targets.wheel]
+packages = ["."]
+
+[tool.flwr.app]
+publisher = "fedpeft"
+
+[tool.flwr.app.components]
+serverapp = "fedpeft.engines.deploy.apps:server_app"
+clientapp = "fedpeft.engines.deploy.apps:client_app"
+
+[tool.flwr.app.config]
+{config_key} = ""
+{launch_key} = ""
+"""
+"""The Flower app that is submitted: names of ours and no code."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deploy:
+    """Runs a config on the devices that are registered at this server.
+
+    Args:
+        address: host and port that devices connect to.
+        state_dir: folder of certificates, keys, registry and database.
+        wait_for: devices to wait for before the first round, None for a whole cohort.
+        hosts: further names and addresses by which devices reach this machine, for its certificate.
+
+    Raises:
+        ConfigError: the address is none.
+    """
+
+    address: str = "127.0.0.1:8000"
+    state_dir: str = "~/.fedpeft/server"
+    wait_for: int | None = None
+    hosts: tuple[str, ...] | list[str] = ()
+
+    def __post_init__(self) -> None:
+        split_address(self.address)
+        if self.wait_for is not None and (type(self.wait_for) is not int or self.wait_for < 1):
+            raise ConfigError(f"server.wait_for must be null or a whole number >= 1, got {self.wait_for!r}")
+
+    def run(
+        self,
+        config: cfg.Config,
+        *,
+        observers: tuple[Observer, ...],
+        checkpoint: Checkpoint | None,
+        earlier: dict[str, Any],
+        started_at: float,
+    ) -> dict[str, Any]:
+        """Run a config to its end and return the summary; Ctrl-C is recorded and raised again."""
+        _refuse_what_devices_cannot(config)
+        state = Path(self.state_dir).expanduser().absolute()
+        registry = Registry.load(state)
+        if not registry.devices:
+            raise ConfigError(f"no device is registered in {state} (run: fedpeft server add-device NAME)")
+        certificates = ensure_certificates(state, [split_address(self.address)[0], *self.hosts])
+        tell(observers, Preparing(what="reading the names of labels and groups"))
+        config = {**config, DEPLOYED: {**names_in(config), "version": __version__}}
+        tell(observers, Preparing(what=f"starting Flower's SuperLink at {self.address}"))
+        run_dir = Path(config["run_dir"])
+        with suppress(FileNotFoundError):
+            (run_dir / NAME).unlink()
+        launch = {
+            "nodes": str(state / "nodes.json"),
+            "wait_for": self.wait_for or min(config["cohort_size"], len(registry.devices)),
+            "resuming": checkpoint is not None,
+            "earlier": earlier,
+            "started_at": started_at,
+            "folder": os.getcwd(),
+        }
+        with (
+            ServerProcesses(address=self.address, certificates=certificates, state_dir=state) as server,
+            Control(server.local_address, certificates.ca) as control,
+        ):
+            write_file(
+                state / "state.json", _json({"address": self.address, "run_dir": str(run_dir), "pid": os.getpid()})
+            )
+            try:
+                _note_nodes(control, state)
+                run_id = _submit(control, config, launch)
+                return _Follow(control, server, state, run_id, observers).until_done(run_dir)
+            finally:
+                (state / "state.json").unlink(missing_ok=True)
+
+
+def _submit(control: Control, config: cfg.Config, launch: dict[str, Any]) -> int:
+    app = {"pyproject.toml": APP.format(config_key=wire.RUN_CONFIG_KEY, launch_key=LAUNCH_KEY).encode()}
+    settings = {wire.RUN_CONFIG_KEY: travelling(config), LAUNCH_KEY: json.dumps(launch)}
+    return control.start_run(app, settings)
+
+
+def _note_nodes(control: Control, state: Path) -> None:
+    """Let the registered devices in, and tell the ServerApp whose key each node has."""
+    nodes = sync(control, Registry.load(state))
+    write_file(state / "nodes.json", _json({str(node): device.client_id for node, device in nodes.items()}))
+
+
+class _Follow:
+    """Follows a run that goes on in Flower's processes.
+
+    Args:
+        control: the SuperLink.
+        server: the processes, which are kept alive.
+        state: the server's state folder.
+        run_id: Flower's id of the run.
+        observers: told of the events.
+    """
+
+    def __init__(
+        self, control: Control, server: ServerProcesses, state: Path, run_id: int, observers: tuple[Observer, ...]
+    ) -> None:
+        self._control, self._server, self._state = control, server, state
+        self._run_id, self._observers = run_id, observers
+        self._looked_s = time.monotonic()
+
+    def until_done(self, run_dir: Path) -> dict[str, Any]:
+        """Hand on the events and return the summary.
+
+        Raises:
+            ServerFailedError: the ServerApp ended with an error.
+            EngineError: it ended without a word, e.g. because it was killed.
+        """
+        follower = Follower(run_dir / NAME)
+        while True:
+            for event in follower.new():
+                if isinstance(event, ServerFailedError):
+                    raise event
+                tell(self._observers, event)
+                if isinstance(event, RunFinished):
+                    return dict(event.summary)
+            if time.monotonic() - self._looked_s > SYNC_S:
+                self._look()
+            time.sleep(LOOK_S)
+
+    def _look(self) -> None:
+        """Start again what has died, let new devices in, and see whether the ServerApp lives."""
+        self._looked_s = time.monotonic()
+        if self._server.keep():
+            return
+        try:
+            _note_nodes(self._control, self._state)
+            status, ended, details = self._control.run_status(self._run_id)
+        except EngineError:
+            # A SuperLink that has just been started again.
+            return
+        if status == "finished" and ended != "completed":
+            raise EngineError(f"Flower's ServerApp ended: {ended} {details}".strip())
+
+
+def _refuse_what_devices_cannot(config: cfg.Config) -> None:
+    """Refuse settings that mean something on simulated devices only.
+
+    Raises:
+        ConfigError: all of them.
+    """
+    problems = [
+        f"devices.{key}=true is for simulated devices: real ones are as they are (set devices.{key}=false)"
+        for key in ("availability", "fit")
+        if config["devices"][key]
+    ]
+    if config["round"]["buffer_size"] is not None:
+        problems.append("round.buffer_size works on the virtual clock only (leave it null)")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _json(data: dict[str, Any]) -> bytes:
+    return (json.dumps(data) + "\n").encode()

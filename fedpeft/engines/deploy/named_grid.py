@@ -1,0 +1,84 @@
+"""A decorator around Flower's grid that knows whose key a node has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from flwr.app import Error, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedpeft.core import wire
+from fedpeft.core.errors import WireError
+
+ERROR_STRANGER = 2
+"""Flower's code for a reply that is an error."""
+
+
+class NamedGrid(Grid):
+    """Lets a device say only of itself who it is: its node has a key, and the key is registered for one client.
+
+    Args:
+        inner: Flower's grid.
+        nodes: the launcher's JSON file, from node ids (as text) to client ids; it may change while the run goes on.
+    """
+
+    def __init__(self, inner: Grid, nodes: Path) -> None:
+        self._inner = inner
+        self._nodes = nodes
+        self._questions: dict[str, Message] = {}
+
+    @property
+    def run(self) -> object:  # type: ignore[override]
+        """The inner grid's run."""
+        return self._inner.run
+
+    def set_run(self, run: object) -> None:
+        """Pass on to the inner grid."""
+        self._inner.set_run(run)  # type: ignore[arg-type]
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Pass on to the inner grid."""
+        return self._inner.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the nodes that are online and registered."""
+        known = self._clients()
+        return [node for node in self._inner.get_node_ids() if node in known]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Pass on, and remember the questions: Flower's replies do not repeat them."""
+        batch = list(messages)
+        ids = list(self._inner.push_messages(batch))
+        hellos = {one: m for one, m in zip(ids, batch, strict=True) if m.metadata.message_type == wire.HELLO_QUERY}
+        self._questions |= hellos
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Pass on; a device that claims to be another one's client gets an error for a reply."""
+        return [self._checked(reply) for reply in self._inner.pull_messages(list(message_ids))]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Pass on to the inner grid, which looks for replies every few seconds."""
+        return self._inner.send_and_receive(messages, timeout=timeout)
+
+    def _checked(self, reply: Message) -> Message:
+        question = self._questions.pop(reply.metadata.reply_to_message_id, None)
+        if question is None or reply.has_error():
+            return reply
+        node_id = question.metadata.dst_node_id
+        try:
+            claimed = wire.read_hello(reply.content, node_id).client_id
+        except WireError:
+            return reply
+        registered = self._clients().get(node_id)
+        if claimed == registered:
+            return reply
+        reason = f"says it is client {claimed}, but its key is registered for client {registered}"
+        return Message(Error(ERROR_STRANGER, reason), reply_to=question)
+
+    def _clients(self) -> dict[int, int]:
+        return {int(node): int(client) for node, client in json.loads(self._nodes.read_text()).items()}

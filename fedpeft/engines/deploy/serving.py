@@ -1,0 +1,90 @@
+"""The server's side of a run on real devices, inside Flower's ServerApp process."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.serverapp import Grid
+
+from fedpeft.client.building import runtime_for
+from fedpeft.client.holdings import describe_data
+from fedpeft.core.events import Preparing, tell
+from fedpeft.engines.deploy.event_file import NAME, EventFile
+from fedpeft.engines.deploy.named_grid import NamedGrid
+from fedpeft.engines.memory import tame_memory, tree_mb
+from fedpeft.engines.session import close_session, local_shard_map, mark_failed, open_session
+from fedpeft.server.app import serve
+from fedpeft.server.checkpoint import load_checkpoint
+from fedpeft.server.privacy import promise, tell_promise
+
+POLL_S = 0.1
+"""Seconds between two looks for replies; Flower's own strategies look every three seconds."""
+
+
+def serve_run(grid: Grid, config_json: str, launch: Mapping[str, Any]) -> None:
+    """Run a config from its first open round to its last.
+
+    Args:
+        grid: Flower's.
+        config_json: the run's config, as devices get it.
+        launch: ``nodes`` (path of what the launcher knows of the devices), ``wait_for`` (devices to wait for),
+            ``resuming`` and ``earlier`` (the summary of the process before, {} for none), ``started_at``, ``folder``.
+    """
+    run_dir = Path(json.loads(config_json)["run_dir"])
+    events = EventFile(run_dir / NAME)
+    try:
+        _serve(NamedGrid(grid, Path(launch["nodes"])), config_json, launch, run_dir, events)
+    except BaseException as error:
+        events.failed(error)
+        raise
+    finally:
+        events.close()
+
+
+def _serve(grid: NamedGrid, config_json: str, launch: Mapping[str, Any], run_dir: Path, events: EventFile) -> None:
+    tame_memory()
+    tell((events,), Preparing(what="loading model and data"))
+    runtime = runtime_for(config_json, None)
+    checkpoint = load_checkpoint(run_dir / "checkpoints") if launch["resuming"] else None
+    promised = promise(runtime, checkpoint.state if checkpoint else {})
+    tell_promise((events,), promised)
+    _wait_for(grid, int(launch["wait_for"]), events)
+    session = open_session(
+        runtime,
+        holdings=describe_data(runtime),
+        checkpoint=checkpoint,
+        earlier=dict(launch["earlier"]),
+        observers=(events,),
+        shard_map=local_shard_map(runtime),
+        # The devices' processes are theirs; nobody here waits for a share of them.
+        workers=0,
+        memory_mb=lambda: tree_mb([os.getpid()]),
+        started_at=float(launch["started_at"]),
+        promise=promised,
+        poll_s=POLL_S,
+        is_real=True,
+    )
+    try:
+        serve(grid, session)
+    except KeyboardInterrupt:
+        close_session(session, "interrupted")
+        raise
+    except Exception:
+        mark_failed(session)
+        raise
+    close_session(session, "finished")
+
+
+def _wait_for(grid: NamedGrid, wanted: int, events: EventFile) -> None:
+    """Wait until so many devices are online."""
+    told = -1
+    while (there := len(list(grid.get_node_ids()))) < wanted:
+        if there != told:
+            tell((events,), Preparing(what=f"waiting for devices: {there} of {wanted} are there"))
+            told = there
+        time.sleep(5 * POLL_S)
