@@ -1,6 +1,6 @@
 """The configuration: composed once by Hydra, checked as a whole, then plain data."""
 
-from fedpeft.config.build import build
+from fedpeft.config.build import build, foreign
 from fedpeft.config.check import check
 from fedpeft.config.compose import compose, plain
 from fedpeft.config.values import LAUNCH_KEYS, Config, config_hash, differences, look_up, to_json
@@ -13,6 +13,7 @@ __all__ = [
     "compose",
     "config_hash",
     "differences",
+    "foreign",
     "look_up",
     "plain",
     "to_json",

@@ -23,8 +23,8 @@ def build(node: Mapping[str, Any], allow: Sequence[str] | None = None, **extra: 
     """
     from hydra.utils import instantiate
 
-    if allow is not None:
-        _refuse_foreign(node, allow)
+    if allow is not None and (problems := foreign(node, allow)):
+        raise ConfigError(problems)
     try:
         return instantiate(dict(node), _convert_="all", **extra)
     except Exception as error:
@@ -36,24 +36,28 @@ def build(node: Mapping[str, Any], allow: Sequence[str] | None = None, **extra: 
         raise ConfigError(f"{node.get('_target_')}: {one_line(cause or error)}") from error
 
 
-def _refuse_foreign(node: Any, allow: Sequence[str]) -> None:
-    """Refuse targets that are not classes under an allowed prefix, and interpolations.
+def foreign(node: Any, allow: Sequence[str]) -> list[str]:
+    """Return a line for each target that is no class under an allowed prefix, and for each interpolation.
 
     An interpolation could read this machine, or make a target.
 
     A prefix alone is not enough: ``fedpeft.core.paths.os.getpid`` begins well and ends elsewhere.
+
+    Args:
+        node: plain data.
+        allow: prefixes of class paths.
     """
-    for text in _strings(node):
-        if "${" in text:
-            raise ConfigError(
-                f"{text!r} is an interpolation: a config from elsewhere must be resolved before it is sent"
-            )
-    for target in _targets(node):
-        if not (target.startswith(tuple(allow)) and _home(target).startswith(tuple(allow))):
-            raise ConfigError(
-                f"_target_ {target} is not allowed here: allowed are classes under {', '.join(allow)} "
-                "(the operator of this machine may allow more)"
-            )
+    return [
+        f"{text!r} is an interpolation: a config from elsewhere must be resolved before it is sent"
+        for text in _strings(node)
+        if "${" in text
+    ] + [
+        f"_target_ {target} is not allowed here: allowed are classes under {', '.join(allow)} "
+        "(the operator of this machine may allow more)"
+        for target in _targets(node)
+        # Nothing outside is imported, not even to look where its class is at home.
+        if not (target.startswith(tuple(allow)) and _home(target).startswith(tuple(allow)))
+    ]
 
 
 def _home(target: str) -> str:
