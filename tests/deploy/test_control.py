@@ -2,85 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from superlink import Link, activate, free_port, running_link
 
 from fedpeft.core.errors import ConfigError, EngineError
 from fedpeft.engines.deploy.control import Control, Node, sync
-from fedpeft.engines.deploy.keys import ensure_certificates, key_to_pem, make_device_key, read_device_key
+from fedpeft.engines.deploy.keys import ensure_certificates, make_device_key
 from fedpeft.engines.deploy.registry import Registry
-
-READY = "Application startup complete"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Link:
-    """A running SuperLink: where it answers and where its certificates lie."""
-
-    address: str
-    folder: Path
-
-    @property
-    def ca(self) -> Path:
-        return self.folder / "ca.crt"
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
 def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Link]:
-    folder, port = tmp_path_factory.mktemp("link"), free_port()
-    made = ensure_certificates(folder)
-    options = {
-        "--ssl-certfile": made.certificate,
-        "--ssl-keyfile": made.key,
-        "--ssl-ca-certfile": made.ca,
-        "--isolation": "process",
-        "--database": folder / "state.db",
-        "--host": "127.0.0.1",
-        "--port": port,
-    }
-    process = subprocess.Popen(
-        [
-            str(Path(sys.executable).parent / "flower-superlink"),
-            "--enable-supernode-auth",
-            "--disable-runtime-dependency-installation",
-            *(str(word) for option in options.items() for word in option),
-        ],
-        env={**os.environ, "FLWR_HOME": str(folder / "flwr"), "FLWR_DISABLE_UPDATE_CHECK": "1"},
-        stdout=(folder / "log").open("wb"),
-        stderr=subprocess.STDOUT,
-    )
-    try:
-        wait_until_ready(process, folder / "log")
-        yield Link(address=f"127.0.0.1:{port}", folder=folder)
-    finally:
-        # Nothing on its disk is looked at again, and it would wait for connections that a failed test left open.
-        process.kill()
-        process.wait()
-
-
-def wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> None:
-    limit = time.monotonic() + 120
-    while READY not in log.read_text(errors="replace"):
-        assert process.poll() is None and time.monotonic() < limit, log.read_text(errors="replace")
-        time.sleep(0.05)
+    with running_link(tmp_path_factory.mktemp("link")) as link:
+        yield link
 
 
 @pytest.fixture
@@ -101,27 +40,6 @@ def add(registry: Registry, folder: Path, *names: str) -> None:
         registry.add(
             name, lambda number, name=name: make_device_key(folder / f"{name}.key", name=name, client_id=number)
         )
-
-
-def activate(link: Link, key: Path) -> int:
-    """Join as Flower's SuperNode does, with its own client and signature; return the node id."""
-    from flwr.proto.fleet_pb2 import ActivateNodeRequest
-    from flwr.supernode.fleet_http_client import FleetHttpClient
-    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
-
-    private = serialization.load_ssh_private_key(key.read_bytes(), None)
-    assert isinstance(private, ec.EllipticCurvePrivateKey)
-    client = FleetHttpClient.from_server_address(
-        link.address,
-        insecure=False,
-        root_certificates=link.ca.read_bytes(),
-        interceptors=[NodeAuthHttpInterceptor(private, private.public_key())],
-    )
-    try:
-        public_key = key_to_pem(read_device_key(key).public_key)
-        return client.ActivateNode(ActivateNodeRequest(public_key=public_key, heartbeat_interval=30)).node_id
-    finally:
-        client._client.close()
 
 
 def test_a_registered_device_may_join_and_a_removed_one_is_unknown(
