@@ -63,7 +63,7 @@ def round_line(state: Progress) -> str:
         parts.append(
             f"{numbers.size(number(record, 'bytes_down'))} down, {numbers.size(number(record, 'bytes_up'))} up"
         )
-        parts.append(f"simulated {numbers.duration(number(record, 'virtual_s'))}")
+        parts.append(f"{state.seconds} {numbers.duration(number(record, 'virtual_s'))}")
         if (energy := number(record, "energy_j")) is not None:
             parts.append(f"energy {numbers.energy(energy)}")
         if (spent := epsilon(record)) is not None:
@@ -96,21 +96,23 @@ def _closing_facts(state: Progress) -> list[tuple[str, str]]:
             measure.show(best) + (f" in round {state.best_round}" if best is not None and best == state.best else ""),
         ),
         ("Dropped", _dropped(state)),
-        ("Simulated", numbers.duration(_known(summary, "virtual_clock_s", state.virtual_clock_s))),
+        (state.seconds.capitalize(), numbers.duration(_known(summary, "virtual_clock_s", state.virtual_clock_s))),
         ("Bytes", f"{numbers.size(down)} down, {numbers.size(up)} up"),
         ("Wall time", numbers.duration(number(summary, "wall_s"))),
     ]
     facts += _drawn_and_spent(
-        _known(summary, "energy_j", state.energy_j), state.epsilon if (spent := epsilon(summary)) is None else spent
+        _known(summary, "energy_j", state.energy_j),
+        state.epsilon if (spent := epsilon(summary)) is None else spent,
+        state.seconds,
     )
     report = summary.get("report")
     facts.append(("Report", str(report)) if report else ("Directory", state.run_dir or numbers.UNKNOWN))
     return facts
 
 
-def _drawn_and_spent(energy_j: float | None, spent: float | None) -> list[tuple[str, str]]:
+def _drawn_and_spent(energy_j: float | None, spent: float | None, seconds: str) -> list[tuple[str, str]]:
     """Return the lines on energy and privacy, where there are any."""
-    facts = [] if energy_j is None else [("Energy", f"{numbers.energy(energy_j)} simulated")]
+    facts = [] if energy_j is None else [("Energy", f"{numbers.energy(energy_j)} {seconds}")]
     return facts + ([] if spent is None else [("Epsilon", f"{numbers.epsilon(spent)} spent")])
 
 
@@ -168,9 +170,9 @@ def _figures(state: Progress, narrow: bool) -> Table:
     line.append(f", best {best}")
     table.add_row(_text(measure.name), line)
     table.add_row(_text("Bytes"), _text(f"{numbers.size(state.bytes_down)} down, {numbers.size(state.bytes_up)} up"))
-    table.add_row(_text("Clock"), _text(f"{numbers.duration(state.virtual_clock_s)} simulated"))
+    table.add_row(_text("Clock"), _text(f"{numbers.duration(state.virtual_clock_s)} {state.seconds}"))
     table.add_row(_text("Dropped"), _text(_dropped(state), style="yellow" if state.failures else ""))
-    for label, value in _drawn_and_spent(state.energy_j, state.epsilon):
+    for label, value in _drawn_and_spent(state.energy_j, state.epsilon, state.seconds):
         table.add_row(_text(label), _text(value))
     return table
 
@@ -181,9 +183,9 @@ def _rounds(state: Progress, narrow: bool) -> Table:
     key, show = state.measure.key, state.measure.show
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     columns = (
-        ["round", key, "loss", "replies", "simulated"]
+        ["round", key, "loss", "replies", state.seconds]
         if narrow
-        else ["round", key, "loss", "replies", "down + up", "simulated", "wall"]
+        else ["round", key, "loss", "replies", "down + up", state.seconds, "wall"]
     )
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
@@ -198,7 +200,7 @@ def _rounds(state: Progress, narrow: bool) -> Table:
             "down + up": numbers.size((down or 0) + (up or 0))
             if trained and (down is not None or up is not None)
             else numbers.UNKNOWN,
-            "simulated": numbers.duration(number(record, "virtual_s")) if trained else numbers.UNKNOWN,
+            state.seconds: numbers.duration(number(record, "virtual_s")) if trained else numbers.UNKNOWN,
             "wall": numbers.duration(number(record, "wall_s")),
         }
         table.add_row(*(_text(cells[column]) for column in columns))

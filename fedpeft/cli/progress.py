@@ -60,6 +60,7 @@ class Progress:
         stopped: why the run ends before its last round, "" otherwise.
         last: records of the last rounds, oldest first.
         summary: the summary, once the run is over.
+        seconds: what the clock's seconds are: ``simulated``, or ``measured`` on real devices.
     """
 
     clock: Callable[[], float]
@@ -87,6 +88,7 @@ class Progress:
     last: list[Mapping[str, Any]] = field(default_factory=list)
     kept: str = ""
     summary: Mapping[str, Any] | None = None
+    seconds: str = "simulated"
     _started: float = 0.0
     _dropped_before: dict[str, int] = field(default_factory=dict)
     _down_before: int = 0
@@ -97,6 +99,7 @@ class Progress:
         """Fold one event in."""
         if isinstance(event, RunStarted):
             self.name, self.run_dir = event.name, numbers.path(event.run_dir)
+            self.seconds = "measured" if event.is_real else "simulated"
             self.first_round, self.num_rounds = event.first_round, event.num_rounds
             self.finished = event.first_round - 1
             self._started = self.clock()

@@ -36,6 +36,7 @@ class RunStarted:
     num_rounds: int
     num_clients: int
     cohort_size: int
+    is_real: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from fedpeft.report import numbers, outcomes, plots, series
+from fedpeft.report import numbers, outcomes, plots, reality, series
 from fedpeft.report.blocks import Chart, Section, Table, filled, legend, titled
 from fedpeft.report.plots import Part
 from fedpeft.report.reader import RunView
@@ -39,10 +40,13 @@ def time(views: Sequence[RunView], names: Sequence[str]) -> Section:
             charts.append(Chart(title=titled(lengths.title, name, several), svg=lengths.svg, note=lengths.note))
         if kinds:
             tables.append(_device_table(kinds, titled("Device kinds", name, several), folded=several))
-    missing = () if charts else ("No simulated seconds are on record.",)
+        if beside := reality.predicted_and_measured(view):
+            tables.append(replace(beside, caption=titled(beside.caption, name, several)))
+    missing = () if charts else (f"No {series.how(views)} seconds are on record.",)
     return Section(
         title="Time on the devices",
-        lead="Simulated seconds: medians over the clients of a kind and their rounds, each part by itself.",
+        lead=f"{series.how(views).capitalize()} seconds: medians over the clients of a kind and their rounds, each "
+        "part by itself.",
         charts=tuple(charts),
         tables=tuple(tables),
         missing=missing,
@@ -58,9 +62,13 @@ def _round_lengths(view: RunView, place: int) -> Chart | None:
     unit, unit_name = numbers.seconds_unit(max(heights))
     part = Part(name="round", colour=0, values=[height / unit for height in heights])
     svg = plots.columns(
-        f"rounds-{place}", [one.label for one in bins], [part], x_label="round", y_label=f"simulated {unit_name}"
+        f"rounds-{place}",
+        [one.label for one in bins],
+        [part],
+        x_label="round",
+        y_label=f"{series.how([view])} {unit_name}",
     )
-    return Chart(title="Simulated length of each round", svg=svg, note=series.bin_note(bins))
+    return Chart(title=f"{series.how([view]).capitalize()} length of each round", svg=svg, note=series.bin_note(bins))
 
 
 def _device_table(kinds: dict[str, list[ClientRow]], caption: str, folded: bool) -> Table:

@@ -24,7 +24,8 @@ def energy_and_memory(views: Sequence[RunView], names: Sequence[str]) -> Section
         ]
     return Section(
         title="Energy and memory on the devices",
-        lead="Simulated joules of download, training and upload, and predicted memory of one training step.",
+        lead=f"{series.how(views).capitalize()} joules of download, training and upload, and memory of one training "
+        "step, predicted in simulations.",
         charts=tuple(charts),
         missing=() if charts else ("No energy and no memory is on record.",),
     )

@@ -31,7 +31,7 @@ def learning(views: Sequence[RunView], names: Sequence[str]) -> Section:
     if first is None:
         missing.append(f"No round has {what.article} {what.key} on record yet.")
     elif clocked is None:
-        missing.append(f"The run kept no simulated clock, so there is no {what.key} against time.")
+        missing.append(f"The run kept no {series.how(views)} clock, so there is no {what.key} against time.")
     return Section(
         title=" and ".join(one.name if place == 0 else one.key for place, one in enumerate([*measures, _LOSS])),
         lead="On the examples that the server holds out. Round 0 is the model before training.",
@@ -52,10 +52,10 @@ def _against(views: Sequence[RunView], names: Sequence[str], measure: Measure, a
         for place, (name, (xs, ys)) in enumerate(zip(names, found, strict=True))
         if xs
     ]
-    where = {"round": "rounds", "clock": "simulated time", "bytes": "bytes sent"}[axis]
+    where = {"round": "rounds", "clock": f"{series.how(views)} time", "bytes": "bytes sent"}[axis]
     x_label = {
         "round": "round",
-        "clock": f"simulated time, {unit_name}",
+        "clock": f"{series.how(views)} time, {unit_name}",
         "bytes": f"training bytes, down + up, {unit_name}",
     }[axis]
     svg = plots.lines(

@@ -52,7 +52,7 @@ def key_figures(view: RunView) -> list[tuple[str, str, str]]:
             f"round {xs[best]:.0f}" if best is not None else "",
         ),
         ("Rounds", numbers.count(done), f"of {planned:,} planned" if isinstance(planned, int) else ""),
-        ("Simulated time", numbers.duration(clock), ""),
+        (f"{series.how([view]).capitalize()} time", numbers.duration(clock), ""),
         (
             "Bytes down",
             numbers.size(_first(facts.number("bytes_down"), series.total_bytes(view, "down"))),
@@ -73,7 +73,9 @@ def key_figures(view: RunView) -> list[tuple[str, str, str]]:
     ]
     energy = _first(facts.number("energy_j"), series.total(row.energy_j for row in rows))
     if energy is not None:
-        found.append(("Energy", numbers.energy(energy), f"{numbers.watt_hours(energy)} on all devices, simulated"))
+        found.append(
+            ("Energy", numbers.energy(energy), f"{numbers.watt_hours(energy)} on all devices, {series.how([view])}")
+        )
     found += privacy.key_figure(view)
     return [(label, value, "" if value == numbers.UNKNOWN else detail) for label, value, detail in found]
 

@@ -62,6 +62,12 @@ class RunView:
         return status if isinstance(status, str) and status else "unknown"
 
     @property
+    def is_real(self) -> bool:
+        """Whether the clients were real devices: their seconds, joules and memory are measured."""
+        engine = self.config.get("engine")
+        return isinstance(engine, Mapping) and str(engine.get("_target_", "")).endswith(".Deploy")
+
+    @property
     def figures(self) -> Fields:
         """The summary, with typed access."""
         return Fields(str(self.path / "summary.json"), self.summary)

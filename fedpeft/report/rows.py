@@ -63,7 +63,7 @@ class RoundRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientRow:
-    """One line of ``clients.jsonl``: what one client did in one round, ``*_s`` in virtual seconds, memory in MiB."""
+    """One line of ``clients.jsonl``: what one client did in one round; ``*_s`` by the run's clock, memory in MiB."""
 
     round: int
     client_id: int
@@ -81,11 +81,14 @@ class ClientRow:
     energy_j: float | None
     outcome: str
     detail: str
+    predicted_s: tuple[float, float, float] | None = None
+    predicted_memory_mb: float | None = None
 
     @classmethod
     def read(cls, fields: Fields) -> ClientRow:
         """Read one line. Raises ReportError where a type is wrong."""
-        seconds = fields.mapping("virtual_s")
+        seconds, predicted = fields.mapping("virtual_s"), fields.mapping("predicted_s")
+        expected = [predicted.number(leg) for leg in ("down", "compute", "up")]
         numbers = ("bytes_down", "bytes_up", "adapter_bytes", "head_bytes", "peak_memory_mb", "energy_j")
         return cls(
             round=fields.key("round"),
@@ -98,6 +101,8 @@ class ClientRow:
             up_s=seconds.number("up"),
             outcome=fields.text("outcome", "unknown"),
             detail=fields.text("detail"),
+            predicted_s=None if None in expected else tuple(expected),  # type: ignore[arg-type]
+            predicted_memory_mb=fields.number("predicted_memory_mb"),
             **{name: fields.number(name) for name in numbers},
         )
 

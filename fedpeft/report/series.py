@@ -183,6 +183,12 @@ def seconds(rows: Sequence[ClientRow]) -> tuple[float, float, float]:
     return float(down), float(compute), float(up)
 
 
+def how(views: Sequence[RunView]) -> str:
+    """Return how seconds and joules came about: ``simulated``, ``measured``, or both."""
+    real = {view.is_real for view in views}
+    return "simulated or measured" if len(real) > 1 else "measured" if real == {True} else "simulated"
+
+
 def median(values: Iterable[float | None]) -> float | None:
     """Return the median of the known values, None where none is."""
     known = [value for value in values if value is not None]

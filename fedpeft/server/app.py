@@ -114,6 +114,7 @@ def _serve(grid: Grid, session: Session, privacy: PrivateRounds | None) -> None:
         num_rounds=config["rounds"],
         num_clients=len(clients),
         cohort_size=config["cohort_size"],
+        is_real=session.is_real,
     )
     tell(session.observers, event)
     common: dict[str, Any] = {
