@@ -30,6 +30,8 @@ MAX_METRIC = 1e18
 MAX_PROFILE = 2**15
 """Characters of a device profile in a hello."""
 FLOATS = ("float16", "float32", "float64")
+LOST_CODES = frozenset({3, 4, 5, 8})
+"""Flower's codes for a reply that cannot come: message or reply gone, node gone, ClientApp dead."""
 ERROR_BUDGET = 100
 """Code of an error reply: the client's privacy budget is spent. Flower's own codes are small numbers."""
 

@@ -20,8 +20,6 @@ from fedpeft.strategies.roster import Roster
 
 ERROR_DROPPED = 4
 """Flower's code for a reply that is not to be had: what the simulated devices do to a client."""
-LOST_CODES = frozenset({3, 4, 5, 8})
-"""Flower's codes for a reply that cannot come: message or reply gone, node gone, ClientApp dead."""
 SAID = {wire.ERROR_BUDGET: "budget"}
 """Codes of our own clients, who say why there is no reply from them."""
 NO_COST = Cost(down_s=0.0, compute_s=0.0, up_s=0.0)
@@ -203,7 +201,7 @@ class ClockedGrid(Grid):
             return reply
         exchange = sent.exchange
         if reply.has_error():
-            outcome = "lost" if reply.error.code in LOST_CODES else SAID.get(reply.error.code, "error")
+            outcome = "lost" if reply.error.code in wire.LOST_CODES else SAID.get(reply.error.code, "error")
             # Who says that its budget is spent has answered.
             self._someone_missing = self._someone_missing or outcome not in SAID.values()
             self._tell(sent, outcome, printable(reply.error.reason or "no reason given"))

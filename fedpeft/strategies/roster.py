@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 class Roster:
     """The clients that have said who they are, by node id.
 
-    A node is asked once. Nodes that claim the client id of another are left out, all of them: nobody can tell which one
-    lies.
+    A node is asked once, and again when it has been away: a device may be mended and come back. Nodes that claim the
+    client id of another are left out, all of them: nobody can tell which one lies.
     """
 
     def __init__(self) -> None:
@@ -35,12 +35,15 @@ class Roster:
                 wait for them anew. None waits for all.
         """
         present = set(grid.get_node_ids())
+        self._refused &= present
         unknown = sorted(present - self._by_node.keys() - self._refused)
         questions = [Message(RecordDict(), dst_node_id=node, message_type=wire.HELLO_QUERY) for node in unknown]
         silent = set(unknown)
         for reply in grid.send_and_receive(questions, timeout=timeout) if questions else ():
             silent.discard(reply.metadata.src_node_id)
-            self._learn(reply)
+            # Who went away over the question may answer it next time.
+            if not (reply.has_error() and reply.error.code in wire.LOST_CODES):
+                self._learn(reply)
         for node in sorted(silent):
             log.warning("node %d is left out: it did not say who it is", node)
         self._refused |= silent

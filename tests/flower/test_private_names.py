@@ -14,9 +14,10 @@ from flwr.app import Error, Message, RecordDict
 from flwr.serverapp.strategy import Strategy
 
 import fedpeft
+from fedpeft.core.wire import LOST_CODES
 from fedpeft.engines import flower_private
 from fedpeft.engines.flower_private import Run, set_identity, set_message_id
-from fedpeft.server.grid import ERROR_DROPPED, LOST_CODES
+from fedpeft.server.grid import ERROR_DROPPED
 
 PACKAGE = Path(fedpeft.__file__).parent
 PUBLIC = {"app", "serverapp", "clientapp", "simulation"}
@@ -132,6 +133,7 @@ def test_an_idle_supernode_sleeps_for_as_long_as_we_replace() -> None:
     source = inspect.getsource(start_client_internal)
     assert source.count(f"time.sleep({flower_private.IDLE_S})") == 1
     assert set(re.findall(r"\btime\.(\w+)", source)) == {"sleep"}, "the module's other uses of time would break"
+    assert "run_id = _pull_and_store_message(\n" in source and "with _init_connection(" in source
     connection = inspect.getsource(fleet_http_connection)
     assert "make_simple_http_retry_invoker()" in connection and "flwr_exit(" in connection
     invoker = fleet_http_connection.make_simple_http_retry_invoker()

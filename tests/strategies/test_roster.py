@@ -45,6 +45,40 @@ def test_new_nodes_are_learned_and_gone_ones_left_out() -> None:
     assert ids(roster, grid) == [2]
 
 
+class Failing(FakeGrid):
+    """Some nodes answer with an error of some code."""
+
+    failing: ClassVar[dict[int, int]] = {}
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        batch = list(messages)
+        good = super().send_and_receive([m for m in batch if m.metadata.dst_node_id not in self.failing])
+        bad = [m for m in batch if m.metadata.dst_node_id in self.failing]
+        self.asked += bad
+        return [*good, *(Message(Error(self.failing[m.metadata.dst_node_id], "why"), reply_to=m) for m in bad)]
+
+
+@pytest.mark.parametrize(("code", "asked_again"), [(2, False), (5, True), (8, True)])
+def test_a_node_that_was_lost_over_the_question_is_asked_again(code: int, asked_again: bool) -> None:
+    """One that refuses is not: each round would wait for it."""
+    grid, roster = Failing(NODES), Roster()
+    grid.failing = {60: code}
+    assert ids(roster, grid) == [0, 2]
+    grid.failing = {}
+    assert ids(roster, grid) == ([0, 1, 2] if asked_again else [0, 2])
+
+
+def test_a_refused_node_that_was_away_is_asked_again() -> None:
+    grid, roster = Failing(NODES), Roster()
+    grid.failing = {60: 2}
+    assert ids(roster, grid) == [0, 2]
+    grid.failing = {}
+    grid.clients = {50: 2, 40: 0}
+    assert ids(roster, grid) == [0, 2]
+    grid.clients = NODES
+    assert ids(roster, grid) == [0, 1, 2]
+
+
 @pytest.mark.parametrize("claimants", [2, 3, 4])
 def test_all_who_claim_one_client_id_are_left_out(claimants: int, caplog: pytest.LogCaptureFixture) -> None:
     grid, roster = FakeGrid({**NODES, **{100 + i: 0 for i in range(claimants - 1)}}), Roster()
