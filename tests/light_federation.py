@@ -31,7 +31,7 @@ def main(grid, context):
         time.sleep(0.1)
     for number in range(1, int(context.run_config["rounds"]) + 1):
         began = time.monotonic()
-        content = RecordDict({"config": ConfigRecord({"round": number})})
+        content = RecordDict({"config": ConfigRecord({"server-round": number})})
         waiting = set(grid.push_messages(
             [Message(content, dst_node_id=n, message_type="train", group_id=str(number)) for n in nodes]))
         while waiting:

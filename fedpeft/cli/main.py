@@ -17,6 +17,7 @@ COMMANDS = {
         "run a federation on this machine (a Hydra app: -m sweeps, resume=RUN continues)",
     ),
     "server": ("fedpeft.cli.server", "run a federation on real devices; register devices, see who is there"),
+    "client": ("fedpeft.cli.client", "take part in a federation with this device's own data"),
     "report": ("fedpeft.cli.report", "make one HTML page from one run or several"),
     "table": ("fedpeft.cli.table", "print the runs of a sweep as one table, mean and deviation over the seeds"),
     "devices": ("fedpeft.cli.devices", "list and show device profiles"),

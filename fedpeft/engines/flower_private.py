@@ -194,7 +194,9 @@ def push_error(*, address: str, token: str, pulled: bytes | None, code: int, rea
     client.close()
 
 
-def run_supernode(options: Sequence[str], *, poll_s: float, tell: Callable[..., None]) -> None:
+def run_supernode(
+    options: Sequence[str], *, poll_s: float, tell: Callable[..., None], downloaded: Callable[[float], None]
+) -> None:
     """Run Flower's SuperNode with another idle poll, and tell how its connection fares.
 
     Args:
@@ -202,11 +204,12 @@ def run_supernode(options: Sequence[str], *, poll_s: float, tell: Callable[..., 
         poll_s: seconds between two questions to a server that had nothing.
         tell: called with ``connected``, ``lost`` and ``back`` (a connection), or ``refused`` and a ``reason``: it never
             returns from that one.
+        downloaded: told how many seconds a message with all that belongs to it took to come.
     """
     from flwr.supernode import fleet_http_connection, start_client_internal
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
-    connect = start_client_internal._init_connection
+    connect, pull = start_client_internal._init_connection, start_client_internal._pull_and_store_message
 
     @contextmanager
     def telling(*args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -214,13 +217,25 @@ def run_supernode(options: Sequence[str], *, poll_s: float, tell: Callable[..., 
             tell("connected", node_id=connection[0])
             yield connection
 
+    def timed(**parts: Any) -> int | None:
+        began = time.monotonic()
+        found: int | None = pull(**parts)
+        if found is not None:
+            downloaded(time.monotonic() - began)
+        return found
+
     def sleep(seconds: float) -> None:
         time.sleep(poll_s if seconds == IDLE_S else seconds)
 
     make_invoker = fleet_http_connection.make_simple_http_retry_invoker
     sys.argv = ["flower-supernode", *options]
     with (
-        _replaced(start_client_internal, _init_connection=telling, time=SimpleNamespace(sleep=sleep)),
+        _replaced(
+            start_client_internal,
+            _init_connection=telling,
+            _pull_and_store_message=timed,
+            time=SimpleNamespace(sleep=sleep),
+        ),
         _replaced(
             fleet_http_connection,
             make_simple_http_retry_invoker=lambda: _telling_invoker(make_invoker(), tell),

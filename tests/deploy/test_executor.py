@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -29,7 +30,7 @@ def make_app() -> ClientApp:
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        server_round = int(message.content["config"]["round"])
+        server_round = int(message.content["config"]["server-round"])
         if context.run_config["fedpeft-config"] == '{"die": 1}' and server_round == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         if context.run_config["fedpeft-config"] == '{"memory": 1}' and server_round == 1:
@@ -56,7 +57,15 @@ def serve(server: Federation, rows: int, **settings: Any) -> tuple[list[dict[str
     secret = server.folder / "secret"
     secret.write_bytes(os.urandom(32))
     node = Node(
-        NodeSettings(server=server.address, ca=None, key=None, secret=secret, config={}, log=server.folder / "node.log")
+        NodeSettings(
+            server=server.address,
+            ca=None,
+            key=None,
+            secret=secret,
+            config={},
+            log=server.folder / "node.log",
+            link=server.folder / "link.json",
+        )
     )
     happened: list[dict[str, Any]] = []
     warmed: list[str] = []
@@ -76,7 +85,7 @@ def serve(server: Federation, rows: int, **settings: Any) -> tuple[list[dict[str
         with pytest.raises(Enough):
             run_superexec(executor, address=node.address, secret=secret.read_bytes(), poll_s=0.1)
     finally:
-        executor.close()
+        executor.end()
         node.stop()
     return happened, warmed, pids
 
@@ -91,7 +100,8 @@ def test_each_message_gets_a_fork_and_the_servers_code_never_runs(server: Federa
     assert {int(row["pid"]) for row in rows} <= set(pids)
     assert warmed == ['{"a": 1}'], "once a config, in the parent"
     assert [event["kind"] for event in happened][:4] == ["began", "done", "warm", "began"]
-    assert happened[0]["round"] == "1"
+    assert [event["round"] for event in happened if event["kind"] == "began"] == [1, 2, 3]
+    assert 0 < json.loads((server.folder / "link.json").read_text())["down_s"] < 5
     assert not server.mark.exists()
     assert not list((server.folder / "device").rglob("client.py")), "the FAB was not even unpacked"
     assert max(row["seconds"] for row in rows[1:]) < 5

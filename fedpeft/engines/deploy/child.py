@@ -80,14 +80,15 @@ def answer_task(
     def handle(message: Message, context: Context) -> Message:
         nonlocal good
         tell("config", text=str(context.run_config.get(_config_key(), "")) or None)
-        tell("began", type=message.metadata.message_type, round=message.metadata.group_id)
+        told = {"type": message.metadata.message_type, "round": _round_of(message)}
+        tell("began", **told)
         began = time.monotonic()
         reply = _reply(make_app, limits, message, context)
         good = not reply.has_error()
         if good:
-            tell("done", type=message.metadata.message_type, seconds=time.monotonic() - began)
+            tell("done", **told, seconds=time.monotonic() - began)
         else:
-            tell("refused", type=message.metadata.message_type, reason=reply.error.reason)
+            tell("refused", **told, reason=reply.error.reason)
         return reply
 
     try:
@@ -124,6 +125,14 @@ def _config_key() -> str:
     from fedpeft.core.wire import RUN_CONFIG_KEY
 
     return RUN_CONFIG_KEY
+
+
+def _round_of(message: Message) -> int | None:
+    """Return the round that a message belongs to, None where it does not say."""
+    from fedpeft.core.wire import SERVER_ROUND
+
+    said = [record.get(SERVER_ROUND) for record in message.content.config_records.values()]
+    return next((value for value in said if isinstance(value, int)), None)
 
 
 def _reply(

@@ -70,8 +70,8 @@ class ForkingExecutor:
         make_app: returns the ClientApp; called in each child.
         warm: builds what a run needs, from the run's config, in this process; called once for each config that a child
             has answered a message of. What it raises is logged: children then build for themselves.
-        tell: called with what happens: ``began`` (type, round), ``done`` (seconds), ``refused`` (reason), ``died``
-            (reason), ``warm`` (seconds).
+        tell: called with what happens: ``began`` (type, round), ``done`` (also seconds), ``refused`` (also reason),
+            ``died`` (reason), ``warm`` (seconds).
         limits: entered by a child around the ClientApp.
         patience_s: seconds after which a child is killed that does not heed its own limits; None for no such limit.
         between: called about every tenth of a second, whatever else happens. What it raises ends the loop.
@@ -124,6 +124,9 @@ class ForkingExecutor:
             os.kill(child.pid, signal.SIGKILL)
 
     def close(self) -> None:
+        """Do nothing: a loop that lost the SuperNode for a moment is begun again. `end` is the end."""
+
+    def end(self) -> None:
         """End the child, whatever it is doing."""
         child, self._child = self._child, None
         if child is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import socket
@@ -34,6 +35,7 @@ class NodeSettings:
         config: what Flower calls the node's config: ``partition-id`` and the like.
         poll_s: seconds between two questions to a server that had nothing.
         log: file that the node writes its log to.
+        link: file that the node notes the last download's seconds in, as ``client.own`` reads it; None for none.
     """
 
     server: str
@@ -43,6 +45,7 @@ class NodeSettings:
     config: Mapping[str, int | float | str | bool]
     poll_s: float = 0.5
     log: Path
+    link: Path | None = None
 
 
 class Node:
@@ -96,7 +99,8 @@ def free_port() -> int:
 
 def _start(settings: NodeSettings, address: str, fd: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", __name__, "--tell", str(fd), "--parent", str(os.getpid())]
-    command += ["--poll", str(settings.poll_s), "--", "--isolation", "process", "--superlink", settings.server]
+    command += ["--poll", str(settings.poll_s), *(["--link", str(settings.link)] if settings.link else [])]
+    command += ["--", "--isolation", "process", "--superlink", settings.server]
     command += ["--host", LOOPBACK, "--port", address.rpartition(":")[2]]
     command += ["--superexec-auth-secret-file", str(settings.secret)]
     command += ["--insecure"] if settings.ca is None else ["--root-certificates", str(settings.ca)]
@@ -129,15 +133,17 @@ def main(argv: Sequence[str]) -> int:
     """Run a SuperNode until it is told to end; ``python -m fedpeft.engines.deploy.node`` does, as `Node` starts it.
 
     Args:
-        argv: ``--tell FD --parent PID --poll SECONDS -- OPTIONS OF FLOWER-SUPERNODE``.
+        argv: ``--tell FD --parent PID --poll SECONDS [--link FILE] -- OPTIONS OF FLOWER-SUPERNODE``.
     """
     from fedpeft.engines.deploy.parenthood import die_with
     from fedpeft.engines.flower_private import run_supernode
+    from fedpeft.server.files import write_atomic
 
     parser = argparse.ArgumentParser(prog="fedpeft.engines.deploy.node")
     parser.add_argument("--tell", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--poll", type=float, required=True)
+    parser.add_argument("--link", type=Path)
     parser.add_argument("options", nargs="*")
     given = parser.parse_args(argv)
     die_with(given.parent)
@@ -149,8 +155,17 @@ def main(argv: Sequence[str]) -> int:
             # Flower would now wait for its web server's thread, or for a signal to itself.
             os._exit(REFUSED)
 
+    def downloaded(seconds: float) -> None:
+        if given.link is None:
+            return
+        try:
+            write_atomic(given.link, json.dumps({"down_s": seconds}).encode())
+        except OSError as error:
+            # A full disk must not cost the message.
+            print(f"node: the download's seconds cannot be noted: {error}", file=sys.stderr, flush=True)
+
     print(f"node: flower-supernode {shlex.join(given.options)}", file=sys.stderr, flush=True)
-    run_supernode(given.options, poll_s=given.poll, tell=tell)
+    run_supernode(given.options, poll_s=given.poll, tell=tell, downloaded=downloaded)
     # Flower comes here when its loop ended by an error; its web server's thread would keep the process for ever.
     os._exit(1)
 
