@@ -15,15 +15,12 @@ from fedpeft.client.building import runtime_for
 from fedpeft.client.holdings import describe_data
 from fedpeft.core.events import Preparing, tell
 from fedpeft.engines.deploy.event_file import NAME, EventFile
-from fedpeft.engines.deploy.named_grid import NamedGrid
+from fedpeft.engines.deploy.named_grid import POLL_S, NamedGrid
 from fedpeft.engines.memory import tame_memory, tree_mb
 from fedpeft.engines.session import close_session, local_shard_map, mark_failed, open_session
 from fedpeft.server.app import serve
 from fedpeft.server.checkpoint import load_checkpoint
 from fedpeft.server.privacy import promise, tell_promise
-
-POLL_S = 0.1
-"""Seconds between two looks for replies; Flower's own strategies look every three seconds."""
 
 
 def serve_run(grid: Grid, config_json: str, launch: Mapping[str, Any]) -> None:
