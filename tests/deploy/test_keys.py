@@ -123,6 +123,19 @@ def test_a_servers_certificate_of_another_authority_or_key_is_made_anew(tmp_path
     ours.key.write_bytes(others.key.read_bytes())
     keys.ensure_certificates(tmp_path / "a")
     shake_hands(ours, ours.ca, "localhost")
+    for mine, theirs in ((ours.certificate, others.certificate), (ours.key, others.key)):
+        mine.write_bytes(theirs.read_bytes())
+    keys.ensure_certificates(tmp_path / "a")
+    shake_hands(ours, ours.ca, "localhost")
+
+
+def test_a_servers_certificate_that_a_fast_clock_made_is_made_anew(tmp_path: Path) -> None:
+    made = keys.ensure_certificates(tmp_path)
+    keys.ensure_certificates(tmp_path, ["fl.example.org"], now=NOW + timedelta(days=20))
+    with pytest.raises(ssl.SSLCertVerificationError, match="not yet valid"):
+        shake_hands(made, made.ca, "localhost")
+    keys.ensure_certificates(tmp_path)
+    shake_hands(made, made.ca, "fl.example.org")
 
 
 def test_an_authority_whose_certificate_was_lost_stays_the_same_to_devices(tmp_path: Path) -> None:
