@@ -6,6 +6,7 @@ import argparse
 import json
 import signal
 import sys
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, TypeVar
@@ -73,8 +74,6 @@ def _serve(options: argparse.Namespace) -> NoReturn:
     answering = _answering(options)
     with ClientFolder.opened(options.state_dir) as folder:
         folder.log_here()
-        _say("loading torch and Flower")
-        _preload()
         client = Client(
             NodeSettings(
                 server=options.server,
@@ -86,7 +85,9 @@ def _serve(options: argparse.Namespace) -> NoReturn:
                 log=folder.node_log,
                 link=folder.link,
             ),
+            last_id_path=folder.path / "node.json",
             say=_say,
+            prepare=_prepare,
             make_executor=lambda between, tell: ForkingExecutor(
                 make_app=answering.make_app,
                 warm=answering.warm,
@@ -186,17 +187,18 @@ def _own(options: argparse.Namespace, client_id: int) -> OwnData:
 
 
 def _profile(name: str | None) -> tuple[str, str]:
-    """Return a device profile's name, and itself as JSON where the server cannot know it by that name."""
+    """Return a device profile's name, and itself as JSON: the server predicts with it."""
     if name is None:
         return "unknown", ""
     from fedpeft.device_profiles.presets import load_profile
 
     profile = load_profile(name)
-    return profile.name, json.dumps(profile.to_mapping()) if name.endswith((".yaml", ".yml")) else ""
+    return profile.name, json.dumps(profile.to_mapping())
 
 
-def _preload() -> None:
+def _prepare() -> None:
     """Import what every message needs, once; this process must keep to one thread."""
+    began = time.monotonic()
     from fedpeft.engines.memory import freeze_heap, tame_memory
 
     tame_memory()
@@ -209,6 +211,7 @@ def _preload() -> None:
 
     torch.set_num_threads(1)
     freeze_heap()
+    _say(f"torch is loaded ({time.monotonic() - began:.0f} s), waiting for a run")
 
 
 def _say(line: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,8 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError("a server runs one federation at a time (leave -m out)")
     if any(arg.split("=", 1)[0] == "engine" for arg in argv):
         raise ConfigError("fedpeft server has an engine of its own (leave engine out, or use fedpeft simulate)")
+    # A service manager ends it by SIGTERM: the run is put on record as interrupted, like after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     return simulate.main([ENGINE, *_sizes(argv), *argv])
 
 

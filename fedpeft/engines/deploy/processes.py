@@ -17,6 +17,7 @@ from pathlib import Path
 from fedpeft.core.errors import ConfigError, EngineError
 from fedpeft.engines.deploy.certificates import Certificates
 from fedpeft.engines.deploy.folder import write_file
+from fedpeft.engines.deploy.parenthood import die_with
 
 READY_S = 60.0
 STOP_S = 15.0
@@ -82,16 +83,17 @@ class ServerProcesses:
         return self.state_dir / "superexec.secret"
 
     def _start(self, name: str) -> None:
-        log = (self.state_dir / f"{name}.log").open("ab")
-        with log:
+        launcher = os.getpid()
+        with (self.state_dir / f"{name}.log").open("ab") as log:
             self._children[name] = subprocess.Popen(
                 _command(name, self),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **_environment(self.state_dir)},
-                # Ctrl-C is the launcher's to handle.
+                # Ctrl-C is the launcher's to handle, and a launcher that was killed leaves no server behind.
                 start_new_session=True,
+                preexec_fn=lambda: die_with(launcher),
             )
 
     def _wait_until_ready(self) -> None:
