@@ -151,7 +151,7 @@ def _refuse_taken(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise ConfigError(
-                f"server.address={host}:{port} cannot be used: {error.strerror} (is a server running? take another port)"
+                f"server.address={host}:{port} cannot be used: {error.strerror} (is a server there? take another port)"
             ) from error
 
 
