@@ -23,6 +23,8 @@ EXCUSES = {
     "needs the extra tracking": "the dev environment leaves wandb out",
     "needs the extra ray": "starting Ray takes longer than this suite may; tests/engines runs it",
     "needs a running Ray cluster": "there is none here",
+    "needs devices": "tests/deploy runs a server with three of them",
+    "needs a server": "tests/deploy runs a server with three devices",
     "needs a second machine": "there is none here; tests/cli measures a link on loopback",
     "takes half an hour": "a study; tests/conf composes and checks its members",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,6 +45,9 @@ def type_in(toy: list[str], desk: Path, monkeypatch: pytest.MonkeyPatch) -> Call
         for folder in command.environment.get("PYTHONPATH", "").split(":"):
             monkeypatch.syspath_prepend(desk / folder) if folder else None
         said = command.overrides
+        if command.words[0] == "python" and said is None:
+            runpy.run_path(command.words[1], run_name="__main__")
+            return 0
         if said is None:
             return main(command.words[1:])
         if {"--help", "--cfg"} & set(said) or any(one.startswith("resume=") for one in said):
