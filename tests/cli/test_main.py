@@ -56,7 +56,7 @@ def test_an_unknown_command_is_named_with_those_there_are(capsys: pytest.Capture
     assert main(["simulat"]) == 2
     assert (
         capsys.readouterr().err
-        == "fedpeft: no command 'simulat': there are simulate, server, report, table, devices, privacy, data\n"
+        == "fedpeft: no command 'simulat': there are simulate, server, client, report, table, devices, privacy, data\n"
     )
 
 
