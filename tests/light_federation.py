@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fedpeft.engines.deploy.keys import Certificates
+
 BIN = Path(sys.executable).parent
 
 SERVER_APP = """
@@ -92,8 +94,8 @@ class Federation:
         mark: a file that the FAB's client code would make.
     """
 
-    def __init__(self, folder: Path, port: int) -> None:
-        self.folder, self.address = folder, f"127.0.0.1:{port}"
+    def __init__(self, folder: Path, port: int, tls: Certificates | None) -> None:
+        self.folder, self.address, self.tls = folder, f"127.0.0.1:{port}", tls
         self.rows_path, self.mark = folder / "rows.jsonl", folder / "fab-ran"
         self.env = environment(folder / "flower")
 
@@ -107,7 +109,9 @@ class Federation:
         text = PYPROJECT.format(out=self.rows_path, rounds=rounds, clients=clients, config=json.dumps(config or {}))
         (app / "pyproject.toml").write_text(text)
         (self.folder / "flower").mkdir(exist_ok=True)
-        connection = f'[superlink]\ndefault = "light"\n[superlink.light]\naddress = "{self.address}"\ninsecure = true\n'
+        how = "insecure = true" if self.tls is None else f'root-certificates = "{self.tls.ca}"'
+        how = "insecure = true" if self.tls is None else f'root-certificates = "{self.tls.ca}"'
+        connection = f'[superlink]\ndefault = "light"\n[superlink.light]\naddress = "{self.address}"\n{how}\n'
         (self.folder / "flower" / "config.toml").write_text(connection)
         done = subprocess.run(
             [BIN / "flwr", "run", app, "light"], env=self.env, capture_output=True, text=True, timeout=120
@@ -144,20 +148,23 @@ def _wait_for_port(port: int, timeout_s: float = 60) -> None:
 
 
 @contextmanager
-def federation(folder: Path, port: int) -> Iterator[Federation]:
-    """Run a SuperLink without TLS on the loopback, and the SuperExec that starts its ServerApps."""
-    made = Federation(folder, port)
-    link = [
-        BIN / "flower-superlink",
-        "--insecure",
-        "--isolation",
-        "process",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
-    superexec = [BIN / "flower-superexec", "--insecure", "--runtime-api-address", made.address]
+def federation(folder: Path, port: int, tls: Certificates | None = None) -> Iterator[Federation]:
+    """Run a SuperLink on the loopback, and the SuperExec that starts its ServerApps.
+
+    Args:
+        folder: for logs, and for what Flower keeps.
+        port: a free one.
+        tls: certificates, with which it asks for keys too; None for neither.
+    """
+    made = Federation(folder, port, tls)
+    link: list[Any] = [BIN / "flower-superlink", "--isolation", "process", "--host", "127.0.0.1", "--port", str(port)]
+    superexec: list[Any] = [BIN / "flower-superexec", "--runtime-api-address", made.address]
+    if tls is None:
+        link, superexec = [*link, "--insecure"], [*superexec, "--insecure"]
+    else:
+        files = ["--ssl-certfile", tls.certificate, "--ssl-keyfile", tls.key, "--ssl-ca-certfile", tls.ca]
+        link += [*files, "--enable-supernode-auth"]
+        superexec += ["--root-certificates", tls.ca]
     running: list[subprocess.Popen[bytes]] = []
     try:
         for name, command in (("link", link), ("superexec", superexec)):

@@ -18,7 +18,7 @@ from light_federation import Federation, federation
 
 from fedpeft.engines.deploy.executor import ForkingExecutor
 from fedpeft.engines.deploy.node import Node, NodeSettings, free_port
-from fedpeft.engines.flower_private import run_superexec
+from fedpeft.engines.flower_private_device import run_superexec
 
 
 class Enough(Exception):

@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import Strategy
 
 import fedpeft
 from fedpeft.core.wire import LOST_CODES
-from fedpeft.engines import flower_private
+from fedpeft.engines import flower_private, flower_private_device
 from fedpeft.engines.flower_private import Run, set_identity, set_message_id
 from fedpeft.server.grid import ERROR_DROPPED
 
@@ -35,11 +35,11 @@ def test_the_pinned_flower_is_installed() -> None:
     assert version("flwr").startswith("1.41.")
 
 
-def test_private_imports_stay_in_one_module() -> None:
+def test_private_imports_stay_in_two_modules() -> None:
     found = {
         f"{path.relative_to(PACKAGE)}: {name}"
         for path in PACKAGE.rglob("*.py")
-        if path != Path(flower_private.__file__)
+        if path not in {Path(flower_private.__file__), Path(flower_private_device.__file__)}
         for name in imports(path)
         if name.startswith("flwr.") and name.split(".")[1] not in PUBLIC
     }
@@ -131,7 +131,7 @@ def test_an_idle_supernode_sleeps_for_as_long_as_we_replace() -> None:
     from flwr.supernode import fleet_http_connection, start_client_internal
 
     source = inspect.getsource(start_client_internal)
-    assert source.count(f"time.sleep({flower_private.IDLE_S})") == 1
+    assert source.count(f"time.sleep({flower_private_device.IDLE_S})") == 1
     assert set(re.findall(r"\btime\.(\w+)", source)) == {"sleep"}, "the module's other uses of time would break"
     assert "run_id = _pull_and_store_message(\n" in source and "with _init_connection(" in source
     connection = inspect.getsource(fleet_http_connection)
@@ -143,7 +143,7 @@ def test_an_idle_supernode_sleeps_for_as_long_as_we_replace() -> None:
 def test_only_messages_for_a_client_app_are_taken() -> None:
     from flwr.supercore.constant import TaskType
 
-    assert flower_private.client_tasks() == {TaskType.CLIENT_APP}
+    assert flower_private_device.client_tasks() == {TaskType.CLIENT_APP}
 
 
 def test_the_control_api_is_asked_without_an_account() -> None:
@@ -166,3 +166,14 @@ def test_the_control_api_is_asked_without_an_account() -> None:
     refusal = json.dumps(FlowerError(23, "for the log").to_json("in use"))
     assert flower_private.api_error(refusal) == (23, "in use")
     assert flower_private.api_error("<html>") is None
+
+
+def test_a_server_looks_a_key_up_before_it_looks_at_the_interval() -> None:
+    from flwr.superlink.servicer.fleet import fleet_handlers
+    from flwr.supernode import fleet_http_connection
+
+    source = inspect.getsource(fleet_handlers.activate_node)
+    assert 0 < source.index("if node_id is None") < source.index("_validate_heartbeat_interval(")
+    with pytest.raises(fleet_handlers.InvalidHeartbeatIntervalError):
+        fleet_handlers._validate_heartbeat_interval(0)
+    assert "with FleetHttpClient.from_server_address(" in inspect.getsource(fleet_http_connection)

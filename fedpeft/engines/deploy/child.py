@@ -73,7 +73,7 @@ def answer_task(
         make_app: returns the app.
         limits: entered around it.
     """
-    from fedpeft.engines.flower_private import run_clientapp
+    from fedpeft.engines.flower_private_device import run_clientapp
 
     good = False
 
@@ -114,7 +114,7 @@ def answer_for(spec: Any, tell: Callable[..., None], *, pulled: bytes | None, co
         code: Flower's code of the error.
         reason: of the error.
     """
-    from fedpeft.engines.flower_private import push_error
+    from fedpeft.engines.flower_private_device import push_error
 
     push_error(address=spec.runtime_api_address, token=spec.token, pulled=pulled, code=code, reason=reason)
     tell("pushed")

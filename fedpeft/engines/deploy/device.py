@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import select
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 
 from fedpeft.core.errors import EngineError, printable
 from fedpeft.engines.deploy.executor import ForkingExecutor
 from fedpeft.engines.deploy.node import Node, NodeSettings
 from fedpeft.engines.deploy.reach import clock_found
 from fedpeft.engines.deploy.telling import Event
+from fedpeft.engines.flower_private_device import UNAUTHORIZED, UNKNOWN_KEY
+from fedpeft.server.files import write_atomic
 
 POLL_S = 0.1
 """Seconds between two looks for a task at the node, which is on this machine."""
 _FIRST_WAIT_S, _LONGEST_WAIT_S, _STEADY_S = 1.0, 60.0, 120.0
 """Seconds before a dead node is started again: doubled each time, and forgotten after it ran for long."""
+_REGISTERED_S, _RETURN_S = 10.0, 600.0
+"""Seconds for which a refused device tries again: a server that just started may still be registering its devices, and
+one that took this device before may have started anew."""
 log = logging.getLogger(__name__)
 
 
@@ -27,26 +34,37 @@ class _Gone(Exception):
     """The node has ended."""
 
 
+class _Refused(Exception):
+    """The server does not take this device."""
+
+
 class Client:
     """One device in one federation, until it is ended from outside or refused by the server.
 
     Args:
         settings: of the node.
+        last_id_path: file that keeps what the server calls this device.
         say: told a line for each thing that a person cares about.
         make_executor: returns the executor; given what it is to call between two tasks, and with what happens.
+        prepare: imports what every message needs; called once, when the server has taken this device.
     """
 
     def __init__(
         self,
         settings: NodeSettings,
         *,
+        last_id_path: Path,
         say: Callable[[str], None],
         make_executor: Callable[[Callable[[], None], Callable[[Event], None]], ForkingExecutor],
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
-        self._settings, self._say = settings, say
+        self._settings, self._say, self._prepare = settings, say, prepare
         self._executor = make_executor(self._between, lambda event: self._say_all(told(event)))
+        self._last_id_path = last_id_path
         self._node: Node | None = None
-        self._connected = False
+        self._taken_s: float | None = None
+        self._refused_since_s: float | None = None
+        self._connected = self._prepared = False
 
     def run(self) -> None:
         """Serve for ever: what ends it is an exception.
@@ -58,15 +76,18 @@ class Client:
         try:
             while True:
                 began, self._connected = time.monotonic(), False
-                self._node = Node(self._settings)
-                with suppress(_Gone):
+                self._node = Node(replace(self._settings, last_id=self._last_id()))
+                try:
                     self._serve(self._node)
+                except _Gone:
+                    self._say(f"the node ended, its log is {self._settings.log}")
+                except _Refused as refusal:
+                    self._bear(str(refusal))
                 # The node holds what its tasks belong to: with it they are gone.
-                self._executor.end()
-                self._node.stop()
+                self.end()
                 if time.monotonic() - began > _STEADY_S:
                     wait_s = _FIRST_WAIT_S
-                self._say(f"the node ended ({self._node.ended()}), see {self._settings.log}; again in {wait_s:g} s")
+                self._say(f"trying again in {wait_s:g} s")
                 time.sleep(wait_s)
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
         finally:
@@ -78,14 +99,46 @@ class Client:
         if self._node is not None:
             self._node.stop()
 
+    def _bear(self, reason: str) -> None:
+        """Say why the server refuses this device; bear it for a while where that may pass.
+
+        Raises:
+            EngineError: it has lasted too long.
+        """
+        now = time.monotonic()
+        if self._refused_since_s is None:
+            self._refused_since_s = now
+        patience_s = _REGISTERED_S if self._taken_s is None else _RETURN_S
+        if now - self._refused_since_s >= patience_s:
+            raise EngineError(reason)
+        self._say(reason)
+
+    def _last_id(self) -> int | None:
+        """Return what this server called this device, None if it never did."""
+        try:
+            known = json.loads(self._last_id_path.read_text())
+            return int(known["node_id"]) if known["server"] == self._settings.server else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _note_id(self, node_id: int) -> None:
+        known = json.dumps({"server": self._settings.server, "node_id": node_id})
+        try:
+            write_atomic(self._last_id_path, known.encode())
+        except OSError as error:
+            log.warning("%s cannot be written, so a crash will be noticed late: %s", self._last_id_path, error)
+
     def _serve(self, node: Node) -> None:
         import httpx
 
-        from fedpeft.engines.flower_private import run_superexec
+        from fedpeft.engines.flower_private_device import run_superexec
 
         while not self._connected:
             select.select([node.hearer.fd], [], [], 0.5)
             self._between()
+        if not self._prepared:
+            self._prepare()
+            self._prepared = True
         secret = self._settings.secret.read_bytes()
         while True:
             try:
@@ -100,9 +153,11 @@ class Client:
         assert self._node is not None, "there is a node before anything runs"
         ended = self._node.ended()
         for event in self._node.events():
-            self._connected = self._connected or event["kind"] == "connected"
+            if event["kind"] == "connected":
+                self._connected, self._taken_s, self._refused_since_s = True, time.monotonic(), None
+                self._note_id(event["node_id"])
             if event["kind"] == "refused":
-                raise EngineError(_refusal(event, self._settings.server))
+                raise _Refused(_refusal(event, self._settings.server))
             self._say_all(told(event))
         if ended is not None:
             raise _Gone
@@ -120,7 +175,7 @@ def told(event: Event) -> str | None:
     doing = {"train": "training", "evaluate": "evaluating"}.get(str(event.get("type", "")).partition(".")[0])
     match kind:
         case "connected":
-            return "connected, waiting for a run"
+            return "connected"
         case "lost":
             return f"connection lost, trying again until it is back ({reason})"
         case "back":
@@ -140,7 +195,10 @@ def told(event: Event) -> str | None:
 
 def _refusal(event: Event, server: str) -> str:
     """Return why a server does not take this device, and what to do."""
-    if event["reason"] != "401":
+    unknown = f"{server} does not know this device's key (register it there: fedpeft server add-device)"
+    if event["reason"] == UNKNOWN_KEY:
+        return unknown
+    if event["reason"] != str(UNAUTHORIZED):
         reason = " ".join(
             str(event["reason"]).removeprefix("Failed to initialize the connection to the SuperLink.").split()
         )
@@ -148,8 +206,8 @@ def _refusal(event: Event, server: str) -> str:
     try:
         server_time: datetime = parsedate_to_datetime(event["date"])
     except ValueError:
-        return f"{server} does not take this device's key (register it there: fedpeft server add-device)"
+        return unknown
     _, state, text = clock_found(event["at"] - server_time.timestamp())
     if state == "problem":
         return f"{server} refuses this device: its clock is {text}"
-    return f"{server} does not know this device's key (register it there: fedpeft server add-device)"
+    return unknown

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from fedpeft.engines.deploy.child import answer_for, answer_task, forked
 from fedpeft.engines.deploy.parenthood import death
 from fedpeft.engines.deploy.telling import Event, Hearer
-from fedpeft.engines.flower_private import accepted, client_tasks
+from fedpeft.engines.flower_private_device import accepted, client_tasks
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp

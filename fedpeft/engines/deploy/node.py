@@ -36,6 +36,7 @@ class NodeSettings:
         poll_s: seconds between two questions to a server that had nothing.
         log: file that the node writes its log to.
         link: file that the node notes the last download's seconds in, as ``client.own`` reads it; None for none.
+        last_id: what the server called this node when it was last there, None if nobody knows.
     """
 
     server: str
@@ -46,6 +47,7 @@ class NodeSettings:
     poll_s: float = 0.5
     log: Path
     link: Path | None = None
+    last_id: int | None = None
 
 
 class Node:
@@ -100,6 +102,7 @@ def free_port() -> int:
 def _start(settings: NodeSettings, address: str, fd: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", __name__, "--tell", str(fd), "--parent", str(os.getpid())]
     command += ["--poll", str(settings.poll_s), *(["--link", str(settings.link)] if settings.link else [])]
+    command += [] if settings.last_id is None else ["--last-id", str(settings.last_id)]
     command += ["--", "--isolation", "process", "--superlink", settings.server]
     command += ["--host", LOOPBACK, "--port", address.rpartition(":")[2]]
     command += ["--superexec-auth-secret-file", str(settings.secret)]
@@ -133,10 +136,10 @@ def main(argv: Sequence[str]) -> int:
     """Run a SuperNode until it is told to end; ``python -m fedpeft.engines.deploy.node`` does, as `Node` starts it.
 
     Args:
-        argv: ``--tell FD --parent PID --poll SECONDS [--link FILE] -- OPTIONS OF FLOWER-SUPERNODE``.
+        argv: ``--tell FD --parent PID --poll SECONDS [--link FILE] [--last-id ID] -- OPTIONS OF FLOWER-SUPERNODE``.
     """
     from fedpeft.engines.deploy.parenthood import die_with
-    from fedpeft.engines.flower_private import run_supernode
+    from fedpeft.engines.flower_private_device import run_supernode
     from fedpeft.server.files import write_atomic
 
     parser = argparse.ArgumentParser(prog="fedpeft.engines.deploy.node")
@@ -144,6 +147,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--poll", type=float, required=True)
     parser.add_argument("--link", type=Path)
+    parser.add_argument("--last-id", type=int)
     parser.add_argument("options", nargs="*")
     given = parser.parse_args(argv)
     die_with(given.parent)
@@ -165,7 +169,7 @@ def main(argv: Sequence[str]) -> int:
             print(f"node: the download's seconds cannot be noted: {error}", file=sys.stderr, flush=True)
 
     print(f"node: flower-supernode {shlex.join(given.options)}", file=sys.stderr, flush=True)
-    run_supernode(given.options, poll_s=given.poll, tell=tell, downloaded=downloaded)
+    run_supernode(given.options, poll_s=given.poll, tell=tell, downloaded=downloaded, last_id=given.last_id)
     # Flower comes here when its loop ended by an error; its web server's thread would keep the process for ever.
     os._exit(1)
 
