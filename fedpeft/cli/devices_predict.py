@@ -92,6 +92,7 @@ def facts(blueprint: Blueprint, found: Sequence[Forecast], *, fitted: bool) -> d
         "method": type(blueprint.method).__name__,
         "strategy": config["strategy"]["_target_"].rpartition(".")[2],
         "dtype": blueprint.dtype,
+        "dtype_of_this_machine": config["model"]["dtype"] == "auto",
         "seq_len": blueprint.seq_len,
         "num_steps": blueprint.num_steps,
         "num_labels": None if blueprint.sizing.task_kind == "causal_lm" else blueprint.assumed.num_labels,
@@ -159,13 +160,18 @@ def _print(blueprint: Blueprint, found: Sequence[Forecast], *, fitted: bool) -> 
     if not all(one.fits for one in found):
         hint = "nothing fits it" if fitted else "a run drops it as memory, --fit looks for what would fit"
         console.print(f"* does not fit: {hint}")
+    deadline_s = blueprint.config["round"]["deadline_s"]
+    if deadline_s is not None and (late := [one.device for one in found if one.cost.total_s > deadline_s]):
+        hint = "nothing that fits is faster" if fitted else "--fit looks for less work"
+        console.print(f"late for round.deadline_s={deadline_s:g}: {', '.join(late)} ({hint})")
 
 
 def _headline(data: Mapping[str, Any]) -> str:
     assumed = f"{data['num_labels']} classes" if data["learned"] is None else f"{data['learned']:.0%} of tokens learned"
     return (
         f"one client's round: {data['method']} on {data['model']}, {data['strategy']}, {data['num_steps']} steps, "
-        f"texts of {data['seq_len']} tokens, {data['dtype']}, {assumed}"
+        f"texts of {data['seq_len']} tokens, {data['dtype']}"
+        f"{' (model.dtype=auto on this machine)' if data['dtype_of_this_machine'] else ''}, {assumed}"
     )
 
 

@@ -16,7 +16,7 @@ from fedpeft.client.assumed import Asked, Assumed, Uniform
 from fedpeft.client.building import _attach
 from fedpeft.client.examples import say
 from fedpeft.client.plan import rank_plan
-from fedpeft.client.sizing import Sizing, refuse_checkpointing
+from fedpeft.client.sizing import Sizing, holds_gradients, refuse_checkpointing
 from fedpeft.client.trainer import TrainSettings
 from fedpeft.codecs.base import Codec
 from fedpeft.core.errors import ConfigError, DataError
@@ -81,6 +81,11 @@ class Blueprint:
     def seq_len(self) -> int:
         """Tokens of every batch's longest text."""
         return self.sizing.most_tokens
+
+    @property
+    def usual_length(self) -> int:
+        """Tokens of a text in a client's round: all are alike."""
+        return self.seq_len
 
     @property
     def num_steps(self) -> int:
@@ -158,6 +163,7 @@ def draw(config: cfg.Config, assumed: Assumed, devices: Sequence[str] = ()) -> B
         learned=assumed.learned,
         most_tokens=_length(config, assumed, most, getattr(method, "virtual_tokens", 0)),
         storage=stored,
+        per_example=holds_gradients(config["privacy"]),
     )
     return Blueprint(
         tunable=tunable,

@@ -14,7 +14,7 @@ from fedpeft import config as cfg
 from fedpeft.client.examples import Examples, load_examples, load_own_examples, say
 from fedpeft.client.own import OwnData
 from fedpeft.client.runtime import Runtime
-from fedpeft.client.sizing import Sizing, refuse_checkpointing
+from fedpeft.client.sizing import Sizing, holds_gradients, refuse_checkpointing
 from fedpeft.client.trainer import TrainSettings
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.seeds import derive
@@ -145,6 +145,7 @@ def _sizing(
         learned=1.0 if learned is None else float(learned.sum() / _lengths(task).sum()),
         most_tokens=_longest(examples),
         storage=stored,
+        per_example=holds_gradients(config["privacy"]),
     )
 
 

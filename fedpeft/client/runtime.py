@@ -42,6 +42,8 @@ from fedpeft.tasks.batches import evaluation_batches
 if TYPE_CHECKING:
     from torch import nn
 
+SAMPLED_CLIENTS = 20
+"""Clients whose batches tell what a usual length is."""
 RESIDUAL = "residual."
 """Prefix, in a client's own state, of what its codec kept back."""
 
@@ -161,6 +163,12 @@ class Runtime:
     def text_length(self, client_id: int, kind: str, server_round: int, batch_size: int = 0) -> int:
         """Return the mean tokens of a text in a client's round; see ``learning.text_length``."""
         return text_length(self, client_id, kind, server_round, batch_size)
+
+    @cached_property
+    def usual_length(self) -> int:
+        """Tokens of a text in a client's round, padding included, in the mean over the run's first clients."""
+        clients = range(min(self.config["num_clients"], SAMPLED_CLIENTS))
+        return round(sum(self.text_length(one, "train", 1) for one in clients) / len(clients))
 
     def num_train_examples(self, client_id: int) -> int:
         """Return how many examples a client trains on, without looking them up."""

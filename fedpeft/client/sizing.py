@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,7 @@ class Sizing:
         learned: share of a language model's tokens that are learned.
         most_tokens: tokens of the run's longest text; no longer batch is measured.
         storage: what storing the base in 8 or 4 bits saves and costs.
+        per_example: whether a step holds a gradient of each example beside the batch's, as DP-SGD in hooks mode does.
     """
 
     method: Method
@@ -51,6 +52,7 @@ class Sizing:
     learned: float
     most_tokens: int
     storage: Storage
+    per_example: bool = False
 
     def flops(self, rank: int, trained: frozenset[str] | None, checkpointing: bool = False) -> StepFlops:
         """Return what a step costs; each cost is counted once.
@@ -128,7 +130,9 @@ class Sizing:
         return replace(
             measured,
             weights_bytes=measured.weights_bytes - self.storage.saved_bytes,
-            step_bytes=measured.step_bytes + self.storage.dense_bytes,
+            step_bytes=measured.step_bytes
+            + self.storage.dense_bytes
+            + (batch_size * measured.gradient_bytes if self.per_example and trained is not None else 0),
             # The tensors as they were before round 1, and the message.
             copies_bytes=2 * shared_bytes[0],
         )
@@ -164,6 +168,15 @@ def neighbours(seq_len: int, most: int) -> tuple[int, int]:
     below = max(seq_len // LENGTH_STEP * LENGTH_STEP, min(seq_len, LEAST_LENGTH))
     above = min(below // LENGTH_STEP * LENGTH_STEP + LENGTH_STEP, most)
     return (seq_len, seq_len) if seq_len in (below, above) or seq_len > above else (below, above)
+
+
+def holds_gradients(privacy: Mapping[str, Any]) -> bool:
+    """Return whether training under a privacy level holds the gradients of all examples of a batch at once.
+
+    Args:
+        privacy: ``privacy`` of the config.
+    """
+    return str(privacy.get("_target_", "")).endswith(".ExampleLevel") and privacy.get("mode", "hooks") == "hooks"
 
 
 def refuse_checkpointing(model: Any) -> None:

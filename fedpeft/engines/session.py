@@ -81,7 +81,8 @@ def open_session(
         memory_mb: measures the process tree.
         started_at: ``time.time()`` when this run's process began.
         promise: what the run's privacy promises.
-        poll_s, is_real: see ``Session``.
+        poll_s: see ``Session``.
+        is_real: see ``Session``.
     """
     config = runtime.config
     run_dir = Path(config["run_dir"])

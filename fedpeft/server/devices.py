@@ -98,7 +98,7 @@ class SimulatedDevices:
         return [client for client, here in zip(clients, there, strict=True) if here]
 
     def expected(self, client: ClientInfo) -> Cost:
-        """Return what a training round is expected to cost a client, from the mean length of all texts."""
+        """Return what a training round is expected to cost a client, from the usual length of texts."""
         profile = self._profile(client)
         if profile is None:
             return Cost(down_s=0.0, compute_s=0.0, up_s=0.0)
@@ -107,7 +107,7 @@ class SimulatedDevices:
         size = sum(one.num_bytes for one in runtime.shared_spec.values())
         up = sum(one.num_bytes for one in runtime.codec.encoded_spec(runtime.shared_spec).values())
         work = Work(
-            flops=steps * runtime.train_flops.step(settings.batch_size, self.runtime.examples.mean_length),
+            flops=steps * runtime.train_flops.step(settings.batch_size, self.runtime.usual_length),
             bytes_down=size,
             bytes_up=up,
             dtype=runtime.dtype,
@@ -145,9 +145,7 @@ class SimulatedDevices:
         """Return the work with the memory that it takes, and with its operations where a private client tells none."""
         if exchange.kind == "train" and not work.flops:
             work = replace(work, flops=self._expected_flops(exchange, work.num_steps))
-        client_id, longest = exchange.client.client_id, self._longest(exchange)
-        ordered = self._orders(exchange).batch_size if exchange.kind == "train" else 0
-        usual = self.runtime.text_length(client_id, exchange.kind, exchange.server_round, ordered)
+        usual, longest = self._usual(exchange), self._longest(exchange)
         return replace(
             work,
             # Usual texts take the time, the longest one decides about memory.
@@ -156,7 +154,20 @@ class SimulatedDevices:
         )
 
     def _longest(self, exchange: Exchange) -> int:
+        if self._is_private:
+            return self.runtime.sizing.most_tokens
         return max(1, self.runtime.longest(exchange.client.client_id))
+
+    def _usual(self, exchange: Exchange) -> int:
+        if self._is_private:
+            return self.runtime.usual_length
+        ordered = self._orders(exchange).batch_size if exchange.kind == "train" else 0
+        return self.runtime.text_length(exchange.client.client_id, exchange.kind, exchange.server_round, ordered)
+
+    @property
+    def _is_private(self) -> bool:
+        """Whether a figure on record must not hang on one client's texts: its record carries no noise."""
+        return self.runtime.privacy is not None
 
     def _step_memory(self, exchange: Exchange, tokens: int) -> StepMemory:
         """Return the memory of a step that a message asks of its client, on texts of so many tokens."""
@@ -175,9 +186,7 @@ class SimulatedDevices:
     def _expected_flops(self, exchange: Exchange, num_steps: int) -> float:
         orders, runtime = self._orders(exchange), self.runtime
         step = runtime.step_flops(orders.rank, self._trained(exchange, orders))
-        return num_steps * step.step(
-            orders.batch_size or runtime.settings.batch_size, self.runtime.examples.mean_length
-        )
+        return num_steps * step.step(orders.batch_size or runtime.settings.batch_size, self.runtime.usual_length)
 
     def _orders(self, exchange: Exchange) -> Orders:
         return Orders.read(wire.config_of(exchange.message.content))

@@ -51,20 +51,21 @@ class Fitting:
         return replace(fitting, choices=found)
 
     def work(self, choice: Choice) -> Work:
-        """Return what a round of a choice asks of a device, on texts of the mean length with one of the longest."""
+        """Return what a round of a choice asks of a device, on texts of the usual length with one of the longest."""
         runtime, trained = self.runtime, self._trained(choice)
         tensors = specs(at_rank(runtime.initial, choice.rank))
+        coming = runtime.codec.encoded_spec({key: one for key, one in tensors.items() if key in trained})
         settings = replace(runtime.settings, batch_size=choice.batch_size)
         steps = settings.steps(len(runtime.examples.rows) // len(runtime.devices))
         usual, largest = (
             runtime.step_memory(choice.rank, trained, choice.batch_size, tokens, choice.checkpointing)
-            for tokens in (runtime.examples.mean_length, runtime.sizing.most_tokens)
+            for tokens in (runtime.usual_length, runtime.sizing.most_tokens)
         )
         step = runtime.step_flops(choice.rank, trained, choice.checkpointing)
         return Work(
-            flops=steps * step.step(choice.batch_size, runtime.examples.mean_length),
+            flops=steps * step.step(choice.batch_size, runtime.usual_length),
             bytes_down=sum(one.num_bytes for one in tensors.values()),
-            bytes_up=sum(one.num_bytes for key, one in tensors.items() if key in trained),
+            bytes_up=sum(one.num_bytes for one in coming.values()),
             dtype=runtime.dtype,
             num_steps=steps,
             bytes_moved=steps * usual.moved_bytes,

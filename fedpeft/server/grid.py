@@ -213,7 +213,7 @@ class ClockedGrid(Grid):
         arrived = _Arrived(sent=sent, reply=reply, cost=cost, bytes_up=bytes_up, metrics=metrics, predicted=predicted)
         left_s = self._world.leaves_after_s(exchange, self.clock.now_s, cost.total_s)
         if left_s < cost.total_s:
-            # Its connection ends when it goes, and the server need not wait any longer.
+            # Its connection ends when it goes; without a deadline the server waits no longer than that.
             self._slowest_s = max(self._slowest_s, left_s)
             reason = f"gone after {left_s:.1f} of {cost.total_s:.1f} simulated seconds"
             return self._drop(replace(arrived, cost=cut_short(cost, left_s), bytes_up=0), "left", reason)

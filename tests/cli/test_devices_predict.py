@@ -14,7 +14,7 @@ from fedpeft.device_profiles.presets import list_profiles
 
 KEYS = {
     "model", "method", "strategy", "dtype", "seq_len", "num_steps", "num_labels", "learned", "deadline_s", "fitted",
-    "devices",
+    "dtype_of_this_machine", "devices",
 }  # fmt: skip
 ROW = {
     "device", "rank", "batch_size", "checkpointing", "layers", "flops", "bytes_down", "bytes_up", "down_s", "compute_s",

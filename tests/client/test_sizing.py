@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,20 @@ from fedpeft.cli.launch import new_config
 from fedpeft.client.building import build_runtime
 from fedpeft.client.learning import longest_text
 from fedpeft.client.runtime import Runtime, personal_state
-from fedpeft.client.sizing import neighbours
+from fedpeft.client.sizing import holds_gradients, neighbours
 from fedpeft.client.trainer import autocast
 from fedpeft.core.wire import Instruction
 from fedpeft.device_profiles.checkpointing import checkpointed
 
 Make = Callable[..., dict[str, Any]]
+
+LEVELS: list[dict[str, Any]] = [
+    {},
+    {"_target_": "fedpeft.privacy.example_level.ExampleLevel"},
+    {"_target_": "fedpeft.privacy.example_level.ExampleLevel", "mode": "hooks"},
+    {"_target_": "fedpeft.privacy.example_level.ExampleLevel", "mode": "microbatch"},
+    {"_target_": "fedpeft.privacy.client_level.ClientLevel"},
+]
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +159,12 @@ def test_telling_leaves_training_as_it_is(toy_config: Make) -> None:
     asked.step_memory(0, frozenset(asked.initial), 8, 16)
     assert torch.equal(state, torch.get_rng_state())
     assert train(untold) == train(asked)
+
+
+def test_dp_sgd_holds_a_gradient_of_each_example(runtime: Runtime) -> None:
+    """Eight times the gradients of what trains, and nothing more where nothing trains."""
+    every, private = frozenset(runtime.initial), replace(runtime.sizing, per_example=True)
+    plain = runtime.sizing.memory(0, every, 8, 16)
+    assert private.memory(0, every, 8, 16).step_bytes == plain.step_bytes + 8 * plain.gradient_bytes
+    assert private.memory(0, None, 8, 16) == runtime.sizing.memory(0, None, 8, 16)
+    assert [holds_gradients(level) for level in LEVELS] == [False, True, True, False, False]

@@ -104,7 +104,15 @@ def test_a_deadline_chooses_among_what_fits() -> None:
     """A second an example: 2 in 2.5 s; with memory for 4 layers only under checkpointing, 1 example in 2 s."""
     assert fit(device(10**4), CHOICES, work, deadline_s=2.5) == choice(8, 4, 2)
     assert fit(device(2 * 264), CHOICES, work, deadline_s=2.5) == choice(8, 4, 1, True)
-    assert fit(device(10**4), CHOICES, work, deadline_s=0.5) is None
+
+
+def test_where_nothing_is_in_time_it_is_the_fastest_that_memory_holds() -> None:
+    """One example takes a second, and two under checkpointing, which is all that 250 MiB hold."""
+    assert fit(device(10**4), CHOICES, work, deadline_s=0.5) == choice(8, 4, 1)
+    tight = fit(device(2 * 264), CHOICES, work, deadline_s=0.5)
+    assert tight is not None
+    assert tight.batch_size == 1
+    assert fit(device(2 * 132), CHOICES, work, deadline_s=0.5) is None
 
 
 def test_nothing_may_fit_and_that_is_found_out_cheaply() -> None:

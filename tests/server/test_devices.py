@@ -109,10 +109,10 @@ def test_where_a_private_client_tells_no_operations_they_are_expected(runtime: R
     """As many steps as it says, on batches of the mean length; with half the batch about half of it."""
     here = devices(runtime)
     silent = replace(WORK, flops=0.0)
-    step = runtime.train_flops.step(8, runtime.examples.mean_length)
+    step = runtime.train_flops.step(8, runtime.usual_length)
     assert here._completed(exchange(runtime), silent).flops == pytest.approx(3 * step)
     half = here._completed(exchange(runtime, orders=Orders(batch_size=4)), silent).flops
-    assert half == pytest.approx(3 * runtime.train_flops.step(4, runtime.examples.mean_length))
+    assert half == pytest.approx(3 * runtime.train_flops.step(4, runtime.usual_length))
     assert here._completed(exchange(runtime), WORK).flops == WORK.flops
 
 
@@ -120,7 +120,7 @@ def test_an_expected_cost_is_near_what_happens(runtime: Runtime) -> None:
     """Selections plan with it: 3 steps of 8 texts of mean length, the tensors each way without headers."""
     client = exchange(runtime).client
     found = devices(runtime).expected(client)
-    flops = 3 * runtime.train_flops.step(8, runtime.examples.mean_length)
+    flops = 3 * runtime.train_flops.step(8, runtime.usual_length)
     size = sum(value.nbytes for value in runtime.initial.values())
     work = Work(flops=flops, bytes_down=size, bytes_up=size, dtype="float32", num_steps=3)
     assert found == predict(load_profile("rpi4_4gb"), work)
