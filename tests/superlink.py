@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedpeft.engines.deploy.keys import ensure_certificates, key_to_pem, read_device_key
 
-READY = "Application startup complete"
+READY = "Uvicorn running on"
 
 
 @dataclass(frozen=True, kw_only=True)
