@@ -8,11 +8,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fedpeft.core.version import __version__
+
 if TYPE_CHECKING:
     from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
     from fedpeft.strategies.base import FedPeft
 
-__version__ = "0.1.0"
 __all__ = ["ClientInfo", "ClientUpdate", "FedPeft", "Tensors", "__version__"]
 
 _HOMES = {

@@ -145,7 +145,7 @@ def _tried(problems: list[str], make: Callable[[], Made]) -> Made | None:
 def _check_connection(options: argparse.Namespace) -> None:
     from fedpeft.engines.deploy.folder import read_file
     from fedpeft.engines.deploy.keys import check_peer_certificate
-    from fedpeft.engines.deploy.reach import split_address
+    from fedpeft.engines.deploy.whereabouts import split_address
 
     host, _ = split_address(options.server)
     if options.poll <= 0:

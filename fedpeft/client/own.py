@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from fedpeft import __version__
 from fedpeft.core.errors import ConfigError, DataError
+from fedpeft.core.version import __version__
 
 DEPLOYED = "deployed"
 """Entry of a config for real devices: the server's version, and the names of ``labels`` and ``groups``, which no

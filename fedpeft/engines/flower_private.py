@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -16,11 +17,14 @@ __all__ = [
     "control_client",
     "control_messages",
     "run_status",
+    "run_superlink",
     "set_identity",
     "set_message_id",
     "start_run",
 ]
 
+ADMIN_HEADER = "x-fedpeft-admin"
+"""Header in which the administrator's secret travels to our SuperLink, over TLS."""
 KEY_IN_USE, NODE_NOT_FOUND = 23, 24
 """Reasons for which the Control API refuses to register a device, and to unregister one."""
 ONLINE, UNREGISTERED = "online", "unregistered"
@@ -40,17 +44,41 @@ def set_message_id(message: Message, message_id: str) -> None:
     message.metadata.__dict__["_message_id"] = message_id
 
 
-def control_client(address: str, root_certificate: bytes) -> Any:
+def run_superlink(options: Sequence[str], door: Callable[..., Any], secret: bytes) -> None:
+    """Run Flower's SuperLink with a middleware in front of it.
+
+    Args:
+        options: of ``flower-superlink``.
+        door: an ASGI middleware; gets the app, the header's name and the secret.
+        secret: what it must find in the header.
+    """
+    from flwr.superlink import extensions
+    from flwr.superlink.cli import flower_superlink
+    from starlette.middleware import Middleware
+
+    extensions.get_middleware = lambda: (Middleware(door, header=ADMIN_HEADER, secret=secret),)
+    sys.argv = ["flower-superlink", *options]
+    flower_superlink()
+
+
+def control_client(address: str, root_certificate: bytes, secret: bytes = b"") -> Any:
     """Return Flower's client of a SuperLink's Control API over TLS, as ``flwr supernode`` has it without an account.
 
     Args:
         address: host and port.
         root_certificate: PEM of the authority that must have signed the SuperLink's certificate.
+        secret: the administrator's, for a SuperLink behind a door; b"" for none.
     """
     from flwr.supercore.control import ControlHttpClient
 
+    class Bringing:
+        def intercept(self, context: Any, call_next: Callable[[Any], Any]) -> Any:
+            if secret:
+                context.request.headers[ADMIN_HEADER] = secret.decode()
+            return call_next(context)
+
     return ControlHttpClient.from_server_address(
-        address, insecure=False, root_certificates=root_certificate, interceptors=[]
+        address, insecure=False, root_certificates=root_certificate, interceptors=[Bringing()]
     )
 
 

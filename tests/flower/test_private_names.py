@@ -177,3 +177,13 @@ def test_a_server_looks_a_key_up_before_it_looks_at_the_interval() -> None:
     with pytest.raises(fleet_handlers.InvalidHeartbeatIntervalError):
         fleet_handlers._validate_heartbeat_interval(0)
     assert "with FleetHttpClient.from_server_address(" in inspect.getsource(fleet_http_connection)
+
+
+def test_a_superlink_takes_a_middleware_from_its_extensions() -> None:
+    """``run_superlink`` puts the door there: without it anybody who reaches the port could start runs."""
+    import inspect
+
+    from flwr.superlink import extensions, main
+
+    assert callable(extensions.get_middleware)
+    assert "*extensions.get_middleware()" in inspect.getsource(main)

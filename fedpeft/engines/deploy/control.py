@@ -15,6 +15,7 @@ from fedpeft.engines import flower_private
 from fedpeft.engines.deploy.folder import read_file
 from fedpeft.engines.deploy.keys import check_peer_certificate, key_from_pem, key_to_pem
 from fedpeft.engines.deploy.registry import Device, Registry
+from fedpeft.engines.deploy.superlink import ADMIN_SECRET
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class Control:
 
     Args:
         address: host and port, e.g. ``127.0.0.1:8000``.
-        ca: the certificate of the authority that signed the SuperLink's.
+        ca: the certificate of the authority that signed the SuperLink's; the administrator's secret lies beside it.
 
     Raises:
         ConfigError: the certificate cannot be read, has expired, or does not hold yet.
@@ -58,7 +59,10 @@ class Control:
         pem = read_file(ca)
         check_peer_certificate(pem, what=str(ca))
         self._address = address
-        self._client = flower_private.control_client(address, pem)
+        secret = ca.with_name(ADMIN_SECRET)
+        self._client = flower_private.control_client(
+            address, pem, read_file(secret, private=True) if secret.exists() else b""
+        )
         self._messages = flower_private.control_messages()
 
     def __enter__(self) -> Self:

@@ -22,8 +22,10 @@ from fedpeft.engines.deploy.certificates import ensure_certificates
 from fedpeft.engines.deploy.control import Control, sync
 from fedpeft.engines.deploy.event_file import NAME, Follower, ServerFailedError
 from fedpeft.engines.deploy.folder import write_file
-from fedpeft.engines.deploy.processes import ServerProcesses, split_address
+from fedpeft.engines.deploy.processes import ServerProcesses
 from fedpeft.engines.deploy.registry import Registry
+from fedpeft.engines.deploy.superlink import admin_secret
+from fedpeft.engines.deploy.whereabouts import Whereabouts, split_address
 from fedpeft.engines.session import travelling
 from fedpeft.server.checkpoint import Checkpoint
 
@@ -97,6 +99,7 @@ class Deploy:
         if not registry.devices:
             raise ConfigError(f"no device is registered in {state} (run: fedpeft server add-device NAME)")
         certificates = ensure_certificates(state, [split_address(self.address)[0], *self.hosts])
+        admin_secret(state)
         tell(observers, Preparing(what="reading the names of labels and groups"))
         config = {**config, DEPLOYED: {**names_in(config), "version": __version__}}
         tell(observers, Preparing(what=f"starting Flower's SuperLink at {self.address}"))
@@ -115,9 +118,7 @@ class Deploy:
             ServerProcesses(address=self.address, certificates=certificates, state_dir=state) as server,
             Control(server.local_address, certificates.ca) as control,
         ):
-            write_file(
-                state / "state.json", _json({"address": self.address, "run_dir": str(run_dir), "pid": os.getpid()})
-            )
+            Whereabouts(address=self.address, run_dir=str(run_dir), pid=os.getpid()).write(state)
             try:
                 _note_nodes(control, state)
                 run_id = _submit(control, config, launch)

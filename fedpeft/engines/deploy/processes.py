@@ -18,6 +18,7 @@ from fedpeft.core.errors import ConfigError, EngineError
 from fedpeft.engines.deploy.certificates import Certificates
 from fedpeft.engines.deploy.folder import write_file
 from fedpeft.engines.deploy.parenthood import die_with
+from fedpeft.engines.deploy.whereabouts import Whereabouts, join_address, split_address
 
 READY_S = 60.0
 STOP_S = 15.0
@@ -63,8 +64,7 @@ class ServerProcesses:
     @property
     def local_address(self) -> str:
         """Host and port by which this machine reaches its own SuperLink."""
-        host, port = split_address(self.address)
-        return f"{'127.0.0.1' if host in ('0.0.0.0', '::', '') else host}:{port}"
+        return Whereabouts(address=self.address, run_dir="", pid=os.getpid()).local_address
 
     @property
     def pids(self) -> dict[str, int]:
@@ -122,22 +122,6 @@ def stop(child: subprocess.Popen[bytes]) -> None:
         return
 
 
-def split_address(address: str) -> tuple[str, int]:
-    """Return host and port.
-
-    Raises:
-        ConfigError: it is no address with a port.
-
-    Example:
-        >>> split_address("0.0.0.0:8000"), split_address("[::1]:8000")
-        (('0.0.0.0', 8000), ('::1', 8000))
-    """
-    host, _, port = address.rpartition(":")
-    if not (port.isdigit() and 0 < int(port) < 65536 and host):
-        raise ConfigError(f"server.address must be HOST:PORT, got {address!r} (e.g. server.address=0.0.0.0:8000)")
-    return host.strip("[]"), int(port)
-
-
 def _refuse_taken(host: str, port: int) -> None:
     """Refuse a port that somebody else listens on; the SuperLink would say so in its log only.
 
@@ -151,7 +135,7 @@ def _refuse_taken(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise ConfigError(
-                f"server.address={host}:{port} cannot be used: {error.strerror} (is a server there? take another port)"
+                f"server.address={join_address(host, port)} cannot be used: {error.strerror} (another port?)"
             ) from error
 
 
@@ -161,7 +145,7 @@ def _command(name: str, server: ServerProcesses) -> Sequence[str]:
     secret = ["--superexec-auth-secret-file", str(server._secret)]
     if name == "superlink":
         return [
-            *_program("flower-superlink"),
+            *(sys.executable, "-m", "fedpeft.engines.deploy.superlink", str(server.state_dir), "--"),
             *("--host", host, "--port", str(port), "--isolation", "process"),
             *("--ssl-certfile", str(found.certificate), "--ssl-keyfile", str(found.key)),
             *("--ssl-ca-certfile", str(found.ca), "--enable-supernode-auth"),

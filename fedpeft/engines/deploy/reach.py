@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedpeft.core.errors import ConfigError, printable
+from fedpeft.engines.deploy.whereabouts import split_address
 
 Found = tuple[str, Literal["ok", "warning", "problem"], str]
 """Name, state and text of a check."""
@@ -19,19 +20,6 @@ EARLY_S, LATE_S = 5.0, 305.0
 _TIMEOUT_S = 10.0
 _NOT_YET_VALID, _EXPIRED, _NAME_MISMATCH, _ADDRESS_MISMATCH = 9, 10, 62, 64
 _CLOCK = "set this device's clock: timedatectl set-ntp true"
-
-
-def split_address(server: str) -> tuple[str, int]:
-    """Return host and port of ``host:port``; an IPv6 address stands in brackets.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    host, colon, port = server.rpartition(":")
-    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not colon or not host or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
-        raise ConfigError(f"a server is HOST:PORT, got {server!r} (such as --server 192.168.1.10:8000)")
-    return host, int(port)
 
 
 def reach(server: str, ca: Path | None) -> Iterator[Found]:

@@ -1,0 +1,3 @@
+"""The version of the package, here so that every floor can tell it."""
+
+__version__ = "0.1.0"
