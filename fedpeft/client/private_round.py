@@ -17,6 +17,7 @@ from fedpeft.core.types import Tensors
 from fedpeft.core.wire import NUM_EXAMPLES
 from fedpeft.privacy.client_level import ClientLevel
 from fedpeft.privacy.example_level import ExampleLevel, ExampleLevelRun
+from fedpeft.privacy.example_promise import promise_for_all
 from fedpeft.privacy.ledger import LEDGER, Ledger, client_unit
 from fedpeft.privacy.local import Local
 from fedpeft.privacy.statement import PrivacyStatement
@@ -220,7 +221,7 @@ def admitted(
 
 
 def prepare(runtime: Runtime, level: ExampleLevel) -> PrivacyStatement:
-    """Refuse at start-up what would fail later, and return what is promised to the client for whom epsilon is largest.
+    """Refuse at start-up what would fail later, and return what is promised to every client.
 
     Args:
         runtime: model and data, before any round.
@@ -236,12 +237,17 @@ def prepare(runtime: Runtime, level: ExampleLevel) -> PrivacyStatement:
             f"client {counts.index(0)} has no examples to train on, and privacy does not hide that (set num_clients "
             "lower, or another partition)"
         )
-    # Delta is hardest to keep for the largest client; the smallest samples most often and spends most.
+    # Delta is hardest to keep for the largest client.
     try:
         plan_for(runtime, level, max(counts)).check([])
     except BudgetError as error:
         raise ConfigError(f"no client could take part in a single round: {error}") from error
-    statement = plan_for(runtime, level, min(counts)).statement()
+    statement = promise_for_all(
+        level,
+        {count: runtime.settings.steps(count) for count in set(counts)},
+        batch_size=runtime.settings.batch_size,
+        rounds=int(runtime.config["rounds"]),
+    )
     tunable = runtime.tunable
     admitted(runtime, level, Orders(), [*tunable.shared], runtime.examples.rows, tunable.trainable)
     return statement

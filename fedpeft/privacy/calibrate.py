@@ -76,6 +76,18 @@ def noise_multiplier_for(
     return _search(float(epsilon), float(delta), float(sampling_rate), steps, accountant)
 
 
+def rough_noise_multiplier(epsilon: float, delta: float, *, sampling_rate: float, steps: int) -> float:
+    """Return about what `noise_multiplier_for` would, at once: to compare plans with, never to add noise by.
+
+    Args:
+        epsilon: what may be spent, above 0.
+        delta: in (0, 1).
+        sampling_rate: chance with which a unit takes part in a step, in (0, 1].
+        steps: planned releases, at least 1.
+    """
+    return _guess(epsilon, delta, sampling_rate, steps)
+
+
 @lru_cache(maxsize=256)
 def _search(target: float, delta: float, rate: float, steps: int, accountant: Accountant) -> float:
     def spent(noise: float, by: Accountant = accountant) -> float:

@@ -25,16 +25,19 @@ class PrivacyStatement:
         adjacency: which two data sets must look alike, e.g. ``add or remove one client``.
         mechanism: what is clipped and noised, where.
         sampling: how the units of a step are drawn.
-        noise_multiplier: standard deviation of the noise over the sensitivity.
+        noise_multiplier: standard deviation of the noise over the sensitivity; the least where clients differ.
         clip_norm: L2 norm that a unit's contribution is clipped to.
-        sampling_rate: chance with which a unit takes part in a step, 1 for all.
-        steps: releases that are planned for the whole run.
+        sampling_rate: chance with which a unit takes part in a step, 1 for all; the largest where clients differ.
+        steps: releases that are planned for the whole run; the most where clients differ.
         delta: of (epsilon, delta)-DP.
         epsilon: what the planned steps will have spent, infinite without noise.
         epsilon_rdp: the same by RDP, None where not computed.
         accountant: how epsilon is computed.
         trust: who sees what without noise.
         not_covered: sentences on what the promise does not cover.
+        noise_multiplier_most: the most where clients differ in it, None where they do not.
+        sampling_rate_least: the least where clients differ in it, None where they do not.
+        steps_least: the fewest where clients differ in them, None where they do not.
     """
 
     unit: str
@@ -51,16 +54,23 @@ class PrivacyStatement:
     trust: str
     epsilon_rdp: float | None = None
     not_covered: tuple[str, ...] = ()
+    noise_multiplier_most: float | None = None
+    sampling_rate_least: float | None = None
+    steps_least: int | None = None
 
     def lines(self) -> list[str]:
         """Return the statement for people, ``name: text`` on each line."""
-        spent = f"{show_epsilon(self.epsilon)} at delta {self.delta:g} after {self.steps:,} steps"
+        steps = counted(self.steps, "step")
+        if self.steps_least is not None:
+            steps = f"{self.steps_least:,} to {steps} by client"
+        spent = f"{show_epsilon(self.epsilon)} at delta {self.delta:g} after {steps}"
         beside = "" if self.epsilon_rdp is None else f"; {show_epsilon(self.epsilon_rdp)} by RDP"
         rows = {
             "protects": f"{self.unit} ({self.adjacency})",
             "epsilon": f"{spent} ({self.accountant.upper()}{beside})",
-            "mechanism": f"{self.mechanism}; clip norm {self.clip_norm:g}, noise multiplier {self.noise_multiplier:g}",
-            "sampling": f"{self.sampling}; rate {self.sampling_rate:g}",
+            "mechanism": f"{self.mechanism}; clip norm {self.clip_norm:g}, noise multiplier "
+            f"{show_span(self.noise_multiplier, self.noise_multiplier_most)}",
+            "sampling": f"{self.sampling}; rate {show_span(self.sampling_rate_least, self.sampling_rate)}",
             "trust": self.trust,
         }
         width = max(map(len, (*rows, "not covered")))
@@ -92,6 +102,27 @@ class PrivacyStatement:
         for name in ("epsilon", "epsilon_rdp"):
             values[name] = math.inf if values[name] == "inf" else values[name]
         return cls(**{**values, "not_covered": tuple(values["not_covered"])})
+
+
+def counted(number: int, thing: str) -> str:
+    """Return so many things.
+
+    Example:
+        >>> counted(1, "release"), counted(1200, "step")
+        ('1 release', '1,200 steps')
+    """
+    return f"{number:,} {thing}{'s' * (number != 1)}"
+
+
+def show_span(least: float | None, most: float | None, digits: int = 6) -> str:
+    """Return a number, or the two between which those of all clients lie; None is where there is no other.
+
+    Example:
+        >>> show_span(None, 0.25), show_span(0.8, 1.25)
+        ('0.25', '0.8 to 1.25 by client')
+    """
+    known = [f"{one:.{digits}g}" for one in (least, most) if one is not None]
+    return f"{known[0]} to {known[1]} by client" if len(known) == 2 else "".join(known)
 
 
 def show_epsilon(epsilon: float, digits: int = 4) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from fedpeft.privacy.statement import counted, show_span
 from fedpeft.report import numbers, plots
 from fedpeft.report.blocks import Chart, Facts, Section, Table, legend
 from fedpeft.report.plots import Curve
@@ -89,12 +90,14 @@ def _known(*sentences: str) -> tuple[str, ...]:
 
 def _noise(promise: PrivacyView) -> str:
     clip = "" if promise.clip_norm is None else f"clip norm {promise.clip_norm:g}"
-    noise = "" if promise.noise_multiplier is None else f"noise multiplier {promise.noise_multiplier:.4g}"
+    known = show_span(promise.noise_multiplier, promise.noise_multiplier_most, digits=4)
+    noise = f"noise multiplier {known}" if known else ""
     return ", ".join(filter(None, (clip, noise)))
 
 
 def _rate(promise: PrivacyView) -> str:
-    return "" if promise.sampling_rate is None else f"rate {promise.sampling_rate:.4g}"
+    known = show_span(promise.sampling_rate_least, promise.sampling_rate, digits=4)
+    return f"rate {known}" if known else ""
 
 
 def _planned(view: RunView) -> str:
@@ -104,7 +107,7 @@ def _planned(view: RunView) -> str:
         return ""
     words = numbers.epsilon(promise.epsilon)
     words += "" if promise.delta is None else f" at delta {promise.delta:g}"
-    words += "" if promise.steps is None else f" for {_releases(promise.steps)}"
+    words += "" if promise.steps is None else f" for {counted(promise.steps, 'release')}"
     beside = "" if promise.epsilon_rdp is None else f"; {numbers.epsilon(promise.epsilon_rdp)} by RDP"
     return f"{words} ({promise.accountant.upper()}{beside})" if promise.accountant else words
 
@@ -115,11 +118,7 @@ def _spent_words(view: RunView) -> str:
         return ""
     releases = view.privacy.releases if view.privacy else None
     words = f"{numbers.epsilon(spent)}, the most of any client"
-    return words + (f"; {_releases(releases)} on record" if releases else "")
-
-
-def _releases(number: int) -> str:
-    return "1 release" if number == 1 else f"{number:,} releases"
+    return words + (f"; {counted(releases, 'release')} on record" if releases else "")
 
 
 def _table(views: Sequence[RunView], names: Sequence[str]) -> Table:
