@@ -60,7 +60,7 @@ def launch(config: cfg.Config, overrides: Sequence[str], started_at: float | Non
             # Most likely a strategy or task of the user's own, whose author needs the whole trace.
             traceback.print_exc()
             what = "the run stopped on the error above; mend it"
-        print_error(FedPeftError(f"{what}, then continue with: fedpeft simulate resume={run_dir}"))
+        print_error(FedPeftError(f"{what}, then continue with: {_command(config)} resume={run_dir}"))
         return 1
 
 
@@ -80,7 +80,7 @@ def _run(config: cfg.Config, run_dir: Path, resuming: bool, started_at: float) -
             observers = (*([display] if display else []), *_trackers(config, run_dir))
             engine.run(config, observers=observers, checkpoint=checkpoint, earlier=earlier, started_at=started_at)
     except KeyboardInterrupt:
-        print(f"fedpeft: interrupted; continue with: fedpeft simulate resume={run_dir}", file=sys.stderr)
+        print(f"fedpeft: interrupted; continue with: {_command(config)} resume={run_dir}", file=sys.stderr)
         code = 130
     if code == 0 and (reason := _nothing_learned(read_lines(run_dir / "rounds.jsonl"))):
         print(f"fedpeft: {reason}", file=sys.stderr)
@@ -88,6 +88,11 @@ def _run(config: cfg.Config, run_dir: Path, resuming: bool, started_at: float) -
     if config["report"]:
         _report(run_dir)
     return code
+
+
+def _command(config: cfg.Config) -> str:
+    """Return what a person typed to start the run."""
+    return "fedpeft server" if str(config["engine"].get("_target_", "")).endswith(".Deploy") else "fedpeft simulate"
 
 
 def _with_full_paths(config: cfg.Config) -> cfg.Config:

@@ -18,6 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedpeft.core import wire
 from fedpeft.core.errors import ConfigError
+from fedpeft.engines.deploy.parenthood import die_with
 
 LAUNCH_KEY = "fedpeft-launch"
 """Entry of Flower's run config beside the run's config: what only this start of the server needs, as JSON."""
@@ -31,6 +32,8 @@ def main(grid: Grid, context: Context) -> None:
     """Run a config on the devices that are connected; everything goes to its run directory."""
     from fedpeft.engines.deploy.serving import serve_run
 
+    # Nobody would hear what a ServerApp does whose SuperExec was killed.
+    die_with(os.getppid())
     # Flower ends its processes by SIGTERM, and a run that is interrupted must say so on record.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     launch: dict[str, Any] = json.loads(str(context.run_config[LAUNCH_KEY]))

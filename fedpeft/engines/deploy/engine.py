@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,14 @@ from fedpeft.engines.deploy.registry import Registry
 from fedpeft.engines.deploy.superlink import admin_secret
 from fedpeft.engines.deploy.whereabouts import Whereabouts, split_address
 from fedpeft.engines.session import travelling
-from fedpeft.server.checkpoint import Checkpoint
+from fedpeft.server.checkpoint import Checkpoint, load_checkpoint
+from fedpeft.server.privacy import check_ledgers
+from fedpeft.server.record import SUMMARY
 
 LOOK_S = 0.2
 SYNC_S = 5.0
+TRIES = 4
+"""Times that a ServerApp is started for one run."""
 
 
 APP = """[build-system]
@@ -104,8 +108,6 @@ class Deploy:
         config = {**config, DEPLOYED: {**names_in(config), "version": __version__}}
         tell(observers, Preparing(what=f"starting Flower's SuperLink at {self.address}"))
         run_dir = Path(config["run_dir"])
-        with suppress(FileNotFoundError):
-            (run_dir / NAME).unlink()
         launch = {
             "nodes": str(state / "nodes.json"),
             "wait_for": self.wait_for or min(config["cohort_size"], len(registry.devices)),
@@ -121,15 +123,14 @@ class Deploy:
             Whereabouts(address=self.address, run_dir=str(run_dir), pid=os.getpid()).write(state)
             try:
                 _note_nodes(control, state)
-                run_id = _submit(control, config, launch)
-                return _Follow(control, server, state, run_id, observers).until_done(run_dir)
+                return _Run(control, server, state, observers).to_its_end(config, launch)
             finally:
                 (state / "state.json").unlink(missing_ok=True)
 
 
-def _submit(control: Control, config: cfg.Config, launch: dict[str, Any]) -> int:
+def _submit(control: Control, config: cfg.Config, launch: Mapping[str, Any]) -> int:
     app = {"pyproject.toml": APP.format(config_key=wire.RUN_CONFIG_KEY, launch_key=LAUNCH_KEY).encode()}
-    settings = {wire.RUN_CONFIG_KEY: travelling(config), LAUNCH_KEY: json.dumps(launch)}
+    settings = {wire.RUN_CONFIG_KEY: travelling(config), LAUNCH_KEY: json.dumps(dict(launch))}
     return control.start_run(app, settings)
 
 
@@ -139,31 +140,50 @@ def _note_nodes(control: Control, state: Path) -> None:
     write_file(state / "nodes.json", _json({str(node): device.client_id for node, device in nodes.items()}))
 
 
-class _Follow:
-    """Follows a run that goes on in Flower's processes.
+class _ServerGoneError(EngineError):
+    """The ServerApp ended without a word."""
+
+
+class _Run:
+    """A run that goes on in Flower's processes, which are kept alive.
 
     Args:
         control: the SuperLink.
-        server: the processes, which are kept alive.
+        server: the processes.
         state: the server's state folder.
-        run_id: Flower's id of the run.
         observers: told of the events.
     """
 
-    def __init__(
-        self, control: Control, server: ServerProcesses, state: Path, run_id: int, observers: tuple[Observer, ...]
-    ) -> None:
-        self._control, self._server, self._state = control, server, state
-        self._run_id, self._observers = run_id, observers
+    def __init__(self, control: Control, server: ServerProcesses, state: Path, observers: tuple[Observer, ...]) -> None:
+        self._control, self._server, self._state, self._observers = control, server, state, observers
         self._looked_s = time.monotonic()
 
-    def until_done(self, run_dir: Path) -> dict[str, Any]:
-        """Hand on the events and return the summary.
+    def to_its_end(self, config: cfg.Config, launch: Mapping[str, Any]) -> dict[str, Any]:
+        """Submit the run, follow it, and return the summary; a ServerApp that is killed goes on from its checkpoint.
 
         Raises:
             ServerFailedError: the ServerApp ended with an error.
-            EngineError: it ended without a word, e.g. because it was killed.
+            PrivacyError: it was killed, and what it has spent cannot be told.
+            EngineError: it was killed again and again.
         """
+        run_dir = Path(config["run_dir"])
+        for tries_left in reversed(range(TRIES)):
+            (run_dir / NAME).unlink(missing_ok=True)
+            run_id = _submit(self._control, config, launch)
+            try:
+                return self._follow(run_dir, run_id)
+            except _ServerGoneError as error:
+                if not tries_left:
+                    raise
+                tell(self._observers, Preparing(what=f"{error}: starting it again"))
+            checkpoint = load_checkpoint(run_dir / "checkpoints")
+            check_ledgers(config, checkpoint, finished=False)
+            earlier = json.loads((run_dir / SUMMARY).read_bytes()) if checkpoint else {}
+            launch = {**launch, "resuming": checkpoint is not None, "earlier": earlier}
+        raise AssertionError("the last try returns or raises")
+
+    def _follow(self, run_dir: Path, run_id: int) -> dict[str, Any]:
+        """Hand on the events and return the summary."""
         follower = Follower(run_dir / NAME)
         while True:
             for event in follower.new():
@@ -173,22 +193,22 @@ class _Follow:
                 if isinstance(event, RunFinished):
                     return dict(event.summary)
             if time.monotonic() - self._looked_s > SYNC_S:
-                self._look()
+                self._look(run_id)
             time.sleep(LOOK_S)
 
-    def _look(self) -> None:
+    def _look(self, run_id: int) -> None:
         """Start again what has died, let new devices in, and see whether the ServerApp lives."""
         self._looked_s = time.monotonic()
         if self._server.keep():
             return
         try:
             _note_nodes(self._control, self._state)
-            status, ended, details = self._control.run_status(self._run_id)
+            status, ended, details = self._control.run_status(run_id)
         except EngineError:
             # A SuperLink that has just been started again.
             return
         if status == "finished" and ended != "completed":
-            raise EngineError(f"Flower's ServerApp ended: {ended} {details}".strip())
+            raise _ServerGoneError(f"the ServerApp ended ({f'{ended} {details}'.strip()})")
 
 
 def _refuse_what_devices_cannot(config: cfg.Config) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from flwr.serverapp import Grid
 
 from fedpeft.client.building import runtime_for
 from fedpeft.client.holdings import describe_data
+from fedpeft.core.errors import EngineError
 from fedpeft.core.events import Preparing, tell
 from fedpeft.engines.deploy.event_file import NAME, EventFile
 from fedpeft.engines.deploy.named_grid import POLL_S, NamedGrid
@@ -21,6 +24,9 @@ from fedpeft.engines.session import close_session, local_shard_map, mark_failed,
 from fedpeft.server.app import serve
 from fedpeft.server.checkpoint import load_checkpoint
 from fedpeft.server.privacy import promise, tell_promise
+
+ALONE_S = 60.0
+"""Seconds to wait for a ServerApp that was given up."""
 
 
 def serve_run(grid: Grid, config_json: str, launch: Mapping[str, Any]) -> None:
@@ -33,6 +39,31 @@ def serve_run(grid: Grid, config_json: str, launch: Mapping[str, Any]) -> None:
             ``resuming`` and ``earlier`` (the summary of the process before, {} for none), ``started_at``, ``folder``.
     """
     run_dir = Path(json.loads(config_json)["run_dir"])
+    with _alone(run_dir):
+        _tell_all(grid, config_json, launch, run_dir)
+
+
+@contextmanager
+def _alone(run_dir: Path) -> Iterator[None]:
+    """Wait until no other ServerApp writes to a run directory: one that was given up may still breathe.
+
+    Raises:
+        EngineError: it does not end.
+    """
+    until = time.monotonic() + ALONE_S
+    with (run_dir / ".serverapp.lock").open("w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise EngineError(f"another ServerApp still writes to {run_dir} (end it, then resume)") from None
+            time.sleep(POLL_S)
+        yield
+
+
+def _tell_all(grid: Grid, config_json: str, launch: Mapping[str, Any], run_dir: Path) -> None:
     events = EventFile(run_dir / NAME)
     try:
         _serve(NamedGrid(grid, Path(launch["nodes"])), config_json, launch, run_dir, events)
