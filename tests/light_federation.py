@@ -8,12 +8,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fedpeft.engines.deploy.keys import Certificates
+from fedpeft.engines.deploy.parenthood import die_with
 
 BIN = Path(sys.executable).parent
 
@@ -49,6 +51,7 @@ def main(grid, context):
             time.sleep(0.05)
 """
 FAB_CLIENT = """
+{imports}
 from pathlib import Path
 from flwr.app import Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -99,13 +102,16 @@ class Federation:
         self.rows_path, self.mark = folder / "rows.jsonl", folder / "fab-ran"
         self.env = environment(folder / "flower")
 
-    def submit(self, *, rounds: int, clients: int = 1, config: dict[str, Any] | None = None) -> None:
-        """Start a run."""
+    def submit(
+        self, *, rounds: int, clients: int = 1, config: dict[str, Any] | None = None, imports: Sequence[str] = ()
+    ) -> None:
+        """Start a run; ``imports`` are what the FAB's own client imports."""
         app = self.folder / "app"
+        needed = "".join(f"import {name}\n" for name in imports)
         (app / "light").mkdir(parents=True)
         (app / "light" / "__init__.py").touch()
         (app / "light" / "server.py").write_text(SERVER_APP)
-        (app / "light" / "client.py").write_text(FAB_CLIENT.format(mark=self.mark))
+        (app / "light" / "client.py").write_text(FAB_CLIENT.format(mark=self.mark, imports=needed))
         text = PYPROJECT.format(out=self.rows_path, rounds=rounds, clients=clients, config=json.dumps(config or {}))
         (app / "pyproject.toml").write_text(text)
         (self.folder / "flower").mkdir(exist_ok=True)
@@ -165,12 +171,14 @@ def federation(folder: Path, port: int, tls: Certificates | None = None) -> Iter
         files = ["--ssl-certfile", tls.certificate, "--ssl-keyfile", tls.key, "--ssl-ca-certfile", tls.ca]
         link += [*files, "--enable-supernode-auth"]
         superexec += ["--root-certificates", tls.ca]
+    # A test that is killed leaves nothing behind either.
+    dies = partial(die_with, os.getpid())
     running: list[subprocess.Popen[bytes]] = []
     try:
         for name, command in (("link", link), ("superexec", superexec)):
             with (folder / f"{name}.log").open("wb") as log:
                 running.append(
-                    subprocess.Popen(command, env=made.env, stdout=log, stderr=log, process_group=0, close_fds=True)
+                    subprocess.Popen(command, env=made.env, stdout=log, stderr=log, process_group=0, preexec_fn=dies)
                 )
             if name == "link":
                 _wait_for_port(port)
