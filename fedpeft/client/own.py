@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import sys
 import time
@@ -13,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from fedpeft.core.errors import ConfigError, DataError
+from fedpeft.core.errors import ConfigError, DataError, printable
 from fedpeft.core.version import __version__
 
 DEPLOYED = "deployed"
 """Entry of a config for real devices: the server's version, and the names of ``labels`` and ``groups``, which no
 single client may know."""
 LINK = "link.json"
+RUN_ID = re.compile(r"[A-Za-z0-9]{1,64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,9 @@ class OwnData:
                 f"this device is client {self.client_id}, but the run's last client is {config['num_clients'] - 1} "
                 "(register it before the run starts)"
             )
+        if not RUN_ID.fullmatch(str(config.get("run_id"))):
+            # It names a folder on this device.
+            raise ConfigError(f"run_id must be letters and digits, got {printable(str(config.get('run_id')))}")
         model = {**config["model"], "path": self.model or config["model"]["path"]}
         if (theirs := config[DEPLOYED].get("version")) != __version__:
             raise ConfigError(

@@ -121,5 +121,8 @@ def test_what_cannot_be_joined_is_refused(deployed: dict[str, Any], files: list[
         replace(own, client_id=6).applied(deployed)
     with pytest.raises(ConfigError, match=f"the server runs fedpeft 9.9, this device {__version__}"):
         own.applied({**deployed, DEPLOYED: {**deployed[DEPLOYED], "version": "9.9"}})
+    for bad in ("../../etc", "a/b", "", ".", "a" * 65, None):
+        with pytest.raises(ConfigError, match="run_id must be letters and digits"):
+            own.applied({**deployed, "run_id": bad})
     with pytest.raises(DataError, match="does not exist"):
         OwnData(path=str(tmp_path / "none.jsonl"), client_id=0)
