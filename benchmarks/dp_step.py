@@ -23,7 +23,7 @@ from fedpeft.client.private_training import Chance, admit, train_private
 from fedpeft.client.runtime import Runtime
 from fedpeft.client.trainer import train
 from fedpeft.privacy.example_level import ExampleLevel, ExampleLevelRun
-from fedpeft.privacy.noise import secure_generator
+from fedpeft.privacy.noise import SecureNormal
 
 
 class Everyone:
@@ -97,7 +97,7 @@ def private_step(runtime: Runtime) -> Callable[[np.ndarray], object]:
         return train_private(
             runtime.tunable, runtime.examples.task, rows, runtime.settings, run,
             dtype=runtime.dtype, flops=runtime.train_flops, parameters=parameters, takes_part=takes_part,
-            chance=Chance(coins=Everyone(), noise=secure_generator()),
+            chance=Chance(coins=Everyone(), noise=SecureNormal()),
         )  # fmt: skip
 
     return step

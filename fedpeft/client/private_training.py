@@ -18,9 +18,9 @@ from fedpeft.device_profiles.checkpointing import checkpointed
 from fedpeft.device_profiles.flops import StepFlops
 from fedpeft.methods.base import Tunable
 from fedpeft.privacy.example_level import ExampleLevelRun
-from fedpeft.privacy.noise import SecureCoin
+from fedpeft.privacy.noise import SecureCoin, SecureNormal
+from fedpeft.privacy.noised_mean import Noise
 from fedpeft.privacy.poisson_batches import Coins, pieces, poisson_batches
-from fedpeft.privacy.torch_generator import secure_generator
 from fedpeft.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -44,12 +44,12 @@ class Chance:
     """
 
     coins: Coins
-    noise: torch.Generator | None
+    noise: Noise | None
 
     @classmethod
     def secure(cls) -> Chance:
         """Return chance from the operating system, different in every call."""
-        return cls(coins=SecureCoin(), noise=secure_generator())
+        return cls(coins=SecureCoin(), noise=SecureNormal())
 
 
 def train_private(
@@ -112,14 +112,12 @@ def train_private(
 
 
 def _take_step(
-    live: Sequence[torch.Tensor], parts: Iterable[Samples], run: ExampleLevelRun, noise: torch.Generator | None
+    live: Sequence[torch.Tensor], parts: Iterable[Samples], run: ExampleLevelRun, noise: Noise | None
 ) -> None:
     """Give each parameter the noised mean of the clipped gradients as its gradient."""
     from fedpeft.privacy.clipped_sum import noised_sum
 
-    sums = noised_sum(
-        live, parts, clip_norm=run.settings.clip_norm, noise_multiplier=run.noise_multiplier, generator=noise
-    )
+    sums = noised_sum(live, parts, clip_norm=run.settings.clip_norm, noise_multiplier=run.noise_multiplier, noise=noise)
     for value, total in zip(live, sums, strict=True):
         value.grad = None
         # Not assigned: what a method hangs on a gradient (AdaLoRA's regulariser) joins it here, after the noise.

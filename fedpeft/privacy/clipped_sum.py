@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from fedpeft.privacy.noised_mean import Noise
+
 Samples = Sequence[torch.Tensor]
 """Gradients of single examples: for each trained tensor one of shape (examples, *its shape)."""
 
@@ -46,32 +48,30 @@ def noised_sum(
     *,
     clip_norm: float,
     noise_multiplier: float,
-    generator: torch.Generator | None,
+    noise: Noise | None,
 ) -> list[torch.Tensor]:
     """Return the sum of all examples' clipped gradients with Gaussian noise of standard deviation z C on each number.
 
-    Without any part it is the noise alone.
+    Without any part it is the noise alone. Noise is drawn and added in float64 and the sum is rounded once, so that its
+    last bits, and the tails that float32 could not reach, are not the sum's without noise.
 
     Args:
         parameters: the trained tensors.
         parts: gradients of a batch, some examples at a time.
         clip_norm: C, the sum's L2 sensitivity under adding or removing one example.
         noise_multiplier: z; 0 for none.
-        generator: where the noise comes from; may be None only without noise.
+        noise: where the noise comes from; may be None only without noise.
 
     Raises:
-        ValueError: there is noise to add and no generator.
+        ValueError: there is noise to add and nothing that it comes from.
     """
-    if noise_multiplier and generator is None:
-        raise ValueError("noise needs a generator (privacy.torch_generator.secure_generator)")
+    if noise_multiplier and noise is None:
+        raise ValueError("a noise multiplier above 0 needs a source of noise (privacy.noise.SecureNormal)")
     sums = [torch.zeros_like(value, dtype=torch.float32) for value in parameters]
     for samples in parts:
         add_clipped(sums, samples, clip_norm)
-    if noise_multiplier:
+    if noise_multiplier and noise is not None:
+        std = noise_multiplier * clip_norm
         for total in sums:
-            # Uniform numbers of 24 bits, from which float32 would be made, reach no further than 5.8 deviations.
-            noise = torch.empty(total.shape, dtype=torch.float64).normal_(
-                std=noise_multiplier * clip_norm, generator=generator
-            )
-            total.add_(noise)
+            total.copy_(total.double() + torch.from_numpy(noise.draw(tuple(total.shape), std=std)))
     return sums

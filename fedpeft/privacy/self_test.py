@@ -133,7 +133,7 @@ def measured_sensitivity(
     """
 
     def summed(some: np.ndarray) -> torch.Tensor:
-        sums = noised_sum(parameters, [gradients(some)], clip_norm=clip_norm, noise_multiplier=0.0, generator=None)
+        sums = noised_sum(parameters, [gradients(some)], clip_norm=clip_norm, noise_multiplier=0.0, noise=None)
         return torch.cat([one.flatten() for one in sums]).double()
 
     whole = summed(rows)

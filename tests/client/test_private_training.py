@@ -15,6 +15,7 @@ from fedpeft.client.trainer import TrainResult, TrainSettings, train
 from fedpeft.core.pairs import lora_pairs
 from fedpeft.methods.base import Tunable
 from fedpeft.privacy import clipped_sum
+from fedpeft.privacy.noise import SecureCoin, SecureNormal
 
 EIGHT = ROWS[:8]
 
@@ -146,6 +147,26 @@ def test_two_runs_of_one_seed_have_other_noise_and_other_batches() -> None:
     assert (one.coins.flip(0.5, 256) != other.coins.flip(0.5, 256)).any()
 
 
+def test_noise_comes_from_the_operating_system_and_from_no_generator_of_torch() -> None:
+    """A Mersenne Twister's state can be computed from what it let out."""
+    chance = Chance.secure()
+    assert (type(chance.noise), type(chance.coins)) == (SecureNormal, SecureCoin)
+
+
+def test_noise_is_added_in_float64_and_rounded_once() -> None:
+    """0.25 + (2^-30 - 0.25) = 2^-30. Noise that became float32 before the sum would leave 0 of it."""
+
+    class Nearly:
+        def draw(self, shape: Any, *, std: float = 1.0) -> np.ndarray:
+            assert std == 1.5 * 2.0
+            return np.full(shape, 2.0**-30 - 0.25)
+
+    (total,) = clipped_sum.noised_sum(
+        [torch.zeros(1)], [[torch.full((1, 1), 0.25)]], clip_norm=2.0, noise_multiplier=1.5, noise=Nearly()
+    )
+    assert (total.dtype, float(total)) == (torch.float32, 2.0**-30)
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_it_learns_in_spite_of_some_noise_and_tells_no_loss(optimizer: str) -> None:
     tunable = attached("lora", "bert")
@@ -158,7 +179,7 @@ def test_it_learns_in_spite_of_some_noise_and_tells_no_loss(optimizer: str) -> N
 def test_an_example_without_a_finite_gradient_adds_nothing() -> None:
     """[3, 4] is clipped to length 1; infinity and NaN are left out, and do not spoil the others."""
     samples = [torch.tensor([[3.0, 4.0], [np.inf, 0.0], [0.0, np.nan], [0.0, 0.5]])]
-    (total,) = clipped_sum.noised_sum([torch.zeros(2)], [samples], clip_norm=1.0, noise_multiplier=0.0, generator=None)
+    (total,) = clipped_sum.noised_sum([torch.zeros(2)], [samples], clip_norm=1.0, noise_multiplier=0.0, noise=None)
     torch.testing.assert_close(total, torch.tensor([0.6, 1.3]))
 
 
@@ -166,14 +187,14 @@ def test_clipping_is_flat_over_all_tensors() -> None:
     """Lengths 3 and 4 in two tensors are 5 together: both are multiplied by 1 / 5 under a clip norm of 1."""
     first, second = torch.tensor([[3.0]]), torch.tensor([[[0.0, 4.0]]])
     sums = clipped_sum.noised_sum(
-        [torch.zeros(1), torch.zeros(1, 2)], [[first, second]], clip_norm=1.0, noise_multiplier=0.0, generator=None
+        [torch.zeros(1), torch.zeros(1, 2)], [[first, second]], clip_norm=1.0, noise_multiplier=0.0, noise=None
     )
     torch.testing.assert_close(torch.cat([one.flatten() for one in sums]), torch.tensor([0.6, 0.0, 0.8]))
 
 
-def test_noise_without_a_generator_is_refused() -> None:
-    with pytest.raises(ValueError, match="generator"):
-        clipped_sum.noised_sum([torch.zeros(1)], [], clip_norm=1.0, noise_multiplier=1.0, generator=None)
+def test_noise_without_a_source_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs a source of noise"):
+        clipped_sum.noised_sum([torch.zeros(1)], [], clip_norm=1.0, noise_multiplier=1.0, noise=None)
 
 
 def test_hooks_are_gone_after_a_round_and_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

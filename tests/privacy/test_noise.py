@@ -20,8 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedpeft.privacy.noise import SecureCoin, SecureNormal
-from fedpeft.privacy.torch_generator import secure_generator
+from fedpeft.privacy.noise import _CHUNK, SecureCoin, SecureNormal
 
 N, FAR = 1_000_000, 6
 
@@ -60,11 +59,11 @@ def test_the_extreme_bits_give_what_the_docstring_says() -> None:
 
 
 def test_numbers_of_one_draw_do_not_depend_on_each_other(numbers: np.ndarray) -> None:
-    """The two of one radius stand half an array apart; a correlation of n pairs has the standard error 1 / sqrt(n)."""
-    half = N // 2
-    for one, other in ((numbers[:half], numbers[half:]), (numbers[:-1], numbers[1:])):
+    """The two of one radius stand half a chunk apart; a correlation of n pairs has the standard error 1 / sqrt(n)."""
+    for apart in (1, _CHUNK // 2, _CHUNK, N // 2):
+        one, other = numbers[:-apart], numbers[apart:]
         for power in (1, 2):
-            assert abs(np.corrcoef(one**power, other**power)[0, 1]) < FAR / math.sqrt(half)
+            assert abs(np.corrcoef(one**power, other**power)[0, 1]) < FAR / math.sqrt(len(one))
 
 
 def test_shapes_types_and_scale() -> None:
@@ -92,7 +91,6 @@ SOURCES: dict[str, Callable[[], list[float]]] = {
     "normal": lambda: SecureNormal().draw(4).tolist(),
     "coin": lambda: SecureCoin().flip(0.5, 200).tolist(),
     "shuffle": lambda: SecureCoin().shuffle(list(range(60))),
-    "torch": lambda: torch.randn(4, generator=secure_generator()).tolist(),
 }
 
 
@@ -179,26 +177,3 @@ def test_every_order_is_equally_likely() -> None:
         orders[order] = orders.get(order, 0) + 1
     assert len(orders) == 6
     assert all(abs(count - 1000) < FAR * 28.9 for count in orders.values())
-
-
-# -- torch ----------------------------------------------------------------------------------------------
-
-
-def test_the_seed_of_torchs_own_generator_has_32_bits_only() -> None:
-    """Why secure_generator fills the state itself: were this to change, manual_seed would do."""
-    one, other = (torch.Generator().manual_seed(seed) for seed in (5, 5 + 2**32))
-    assert torch.equal(torch.randn(20, generator=one), torch.randn(20, generator=other))
-
-
-def test_all_of_the_torch_generators_state_is_random() -> None:
-    states = [secure_generator().get_state().numpy()[24 : 24 + 8 * 624].view("<u8") for _ in range(2)]
-    for state in states:
-        assert (state < 2**32).all()
-        assert len(np.unique(state)) > 620
-    assert (states[0] != states[1]).sum() > 620
-
-
-def test_the_torch_generator_gives_normal_numbers() -> None:
-    drawn = torch.randn(N // 10, generator=secure_generator(), dtype=torch.float64)
-    assert abs(float(drawn.mean())) < FAR / math.sqrt(N / 10)
-    assert abs(float((drawn**2).mean()) - 1) < FAR * math.sqrt(20 / N)
