@@ -63,9 +63,10 @@ class OwnData:
                 f"this device is client {self.client_id}, but the run's last client is {config['num_clients'] - 1} "
                 "(register it before the run starts)"
             )
-        if not RUN_ID.fullmatch(str(config.get("run_id"))):
+        run_id = config.get("run_id")
+        if not (isinstance(run_id, str) and RUN_ID.fullmatch(run_id)):
             # It names a folder on this device.
-            raise ConfigError(f"run_id must be letters and digits, got {printable(str(config.get('run_id')))}")
+            raise ConfigError(f"run_id must be letters and digits, got {printable(repr(run_id))}")
         model = {**config["model"], "path": self.model or config["model"]["path"]}
         if (theirs := config[DEPLOYED].get("version")) != __version__:
             raise ConfigError(
