@@ -12,7 +12,7 @@ from fedpeft.core.errors import ConfigError, PrivacyError
 from fedpeft.privacy.accounting import Release, epsilon
 from fedpeft.privacy.calibrate import noise_multiplier_for
 from fedpeft.privacy.ledger import LEDGER, Ledger
-from fedpeft.privacy.statement import STATEMENT, PrivacyStatement, show_epsilon
+from fedpeft.privacy.statement import STATEMENT, PrivacyStatement, counted, show_epsilon
 
 _EXAMPLES = """examples:
   fedpeft privacy epsilon --sampling-rate 0.01 --noise-multiplier 1 --steps 1000 --delta 1e-5
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
 
     Raises:
         ConfigError: a number is out of range, or there is no ledger.
-        PrivacyError: the ledger was edited.
+        PrivacyError: a ledger was edited, or lacks what its run has on record.
         SystemExit: by argparse, after ``--help`` (0) and on wrong arguments (2).
     """
     options = _parser().parse_args(argv)
@@ -155,6 +155,10 @@ def _dump(data: Any) -> str:
 
 
 def _ledger(path: Path, delta: float | None, as_json: bool) -> int:
+    from fedpeft.server.audit import audit_run
+
+    for statement in sorted(path.rglob(STATEMENT)) if path.is_dir() else []:
+        audit_run(statement.parent)
     files = sorted(path.rglob(LEDGER), key=lambda file: (len(file.parts), file)) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise ConfigError(f"there is no privacy ledger in {path}: name a run directory or a {LEDGER}")
@@ -165,15 +169,20 @@ def _ledger(path: Path, delta: float | None, as_json: bool) -> int:
         return 0
     width = max((len(unit["unit"]) for one in found for unit in one["units"]), default=4)
     for one in found:
-        print(f"{one['file']}: {one['releases']:,} releases, every line as it was booked")
+        print(f"{one['file']}: {counted(one['releases'], 'release')}, every line as it was booked")
         for unit in one["units"]:
             print(
                 f"  {unit['unit']:{width}}  epsilon {show_epsilon(unit['epsilon'])} by PLD"
                 f" ({show_epsilon(unit['epsilon_rdp'])} by RDP)"
-                f" after {unit['steps']:,} steps, round {unit['first_round']} to {unit['last_round']}"
+                f" after {counted(unit['steps'], 'step')}, {_rounds(unit)}"
             )
     print(f"epsilon at delta {delta:g}")
     return 0
+
+
+def _rounds(unit: dict[str, Any]) -> str:
+    first, last = unit["first_round"], unit["last_round"]
+    return f"round {first}" if first == last else f"rounds {first} to {last}"
 
 
 def _delta_of(folder: Path) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import json
@@ -82,7 +81,7 @@ def canonical(data: dict[str, Any]) -> bytes:
 def read_entries(path: Path) -> tuple[list[Entry], bool]:
     """Return the lines of a ledger, and whether the last one was not whole.
 
-    A last line without its end is kept where it is whole otherwise, and left out where it is not.
+    A last line without its end is kept where it is whole otherwise, and left out where it was cut off.
 
     Raises:
         PrivacyError: a line is not what was booked; says which and why.
@@ -92,10 +91,18 @@ def read_entries(path: Path) -> tuple[list[Entry], bool]:
     entries: list[Entry] = []
     for number, line in enumerate(whole, start=1):
         entries.append(_read(line, entries, f"line {number} of {path}"))
-    if rest:
-        with contextlib.suppress(PrivacyError):
-            entries.append(_read(rest, entries, "the last line"))
+    if rest and _is_json(rest):
+        entries.append(_read(rest, entries, f"the last line of {path}"))
     return entries, bool(rest)
+
+
+def _is_json(text: bytes) -> bool:
+    """Return whether a line is whole: what a crash leaves of an object is never one."""
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _read(line: bytes, before: list[Entry], where: str) -> Entry:
@@ -112,15 +119,19 @@ def _read(line: bytes, before: list[Entry], where: str) -> Entry:
             previous=data["previous"],
         )
     except (ValueError, TypeError, KeyError, FedPeftError) as error:
-        raise PrivacyError(f"{where} is no release: the ledger was edited or damaged ({error!r:.80})") from error
+        raise _refusal(f"{where} is no release: the ledger was edited or damaged ({error!r:.80})") from error
     expected = before[-1].hash if before else BEGINNING
     if entry.index != len(before):
-        raise PrivacyError(f"{where} has number {entry.index} where {len(before)} belongs: lines are missing or moved")
+        raise _refusal(f"{where} has number {entry.index} where {len(before)} belongs: lines are missing or moved")
     if entry.previous != expected:
-        raise PrivacyError(f"{where} does not follow the line before it: lines were changed, cut out or moved")
+        raise _refusal(f"{where} does not follow the line before it: lines were changed, cut out or moved")
     if entry.line() != line + b"\n":
-        raise PrivacyError(f"{where} was edited: its content does not have its hash")
+        raise _refusal(f"{where} was edited: its content does not have its hash")
     return entry
+
+
+def _refusal(what: str) -> PrivacyError:
+    return PrivacyError(f"{what} (restore the ledger from a copy, or start a new run)")
 
 
 def open_locked(path: Path) -> BinaryIO:

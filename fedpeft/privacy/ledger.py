@@ -84,7 +84,10 @@ class Ledger:
                 self._mend(torn)
         except OSError as error:
             self.close()
-            raise PrivacyError(f"the privacy ledger {self.path} cannot be opened: {error.strerror or error}") from error
+            raise PrivacyError(
+                f"the privacy ledger {self.path} cannot be opened: {error.strerror or error} (restore it from a "
+                "copy, or start a new run)"
+            ) from error
         except PrivacyError:
             self.close()
             raise
@@ -197,7 +200,7 @@ class Ledger:
             raise PrivacyError(f"{self.path} no longer holds the releases that it held when it was opened")
 
     def require_rounds(self, rounds: Sequence[int], *, unit: str, run_id: str) -> None:
-        """Refuse a ledger in which rounds are missing that a checkpoint has.
+        """Refuse a ledger in which rounds are missing that the run has on record.
 
         Args:
             rounds: every round in which ``unit`` let something out.
@@ -212,7 +215,8 @@ class Ledger:
         if missing:
             raise PrivacyError(
                 f"{self.path} lacks round{'s' * (len(missing) > 1)} {', '.join(map(str, missing[:10]))}"
-                f"{' ...' * (len(missing) > 10)} of {unit}, which the checkpoint has: restore the ledger of this run"
+                f"{' ...' * (len(missing) > 10)} of {unit}, which the run has on record: restore the ledger of this "
+                "run, or start a new one"
             )
 
     def require_head(self, head: str) -> None:
@@ -223,7 +227,8 @@ class Ledger:
         """
         if head != BEGINNING and all(entry.hash != head for entry in self.entries):
             raise PrivacyError(
-                f"{self.path} lacks release {head[:12]}, which the checkpoint has: restore the ledger of this run"
+                f"{self.path} lacks release {head[:12]}, which the checkpoint has: restore the ledger of this run, or "
+                "start a new one"
             )
 
 

@@ -12,8 +12,10 @@ from fedpeft.core.errors import PrivacyError
 
 STATEMENT = "privacy.json"
 """Name of the file that a run directory keeps its statement in."""
-OF_THE_RUN = frozenset({"spent", "releases"})
-"""What that file says besides: epsilon so far, and how many releases it came from."""
+TERMS = "terms"
+"""What that file keeps of the settings that the promise is made of."""
+OF_THE_RUN = frozenset({"spent", "releases", TERMS})
+"""What that file says besides: epsilon so far, how many releases it came from, and the terms."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -79,6 +79,7 @@ def _items(view: RunView) -> list[tuple[str, tuple[str, ...]]]:
         ("Sampling", _known(promise.sampling, _rate(promise))),
         ("Epsilon planned", _known(_planned(view))),
         ("Epsilon spent", _known(_spent_words(view))),
+        ("Ledger is damaged", _known(view.ledger_fault)),
         (_UNCOVERED, _known(*promise.not_covered)),
     ]
     return [(term, sentences) for term, sentences in items if sentences]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fedpeft.core.errors import ReportError
+from fedpeft.core.errors import FedPeftError, ReportError
 from fedpeft.report.fields import Fields
 from fedpeft.report.promise import PrivacyView
 from fedpeft.report.rows import ClientRow, DataView, EvaluationRow, RoundRow, Sample
@@ -33,6 +33,7 @@ class RunView:
         samples: what a language model said before and after, () where none was asked.
         privacy: what the run promises, None where it promises nothing.
         notes: what the reader had to leave out, for a person.
+        ledger_fault: what is wrong with the run's privacy ledgers, empty where nothing is.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class RunView:
     samples: tuple[Sample, ...]
     privacy: PrivacyView | None
     notes: tuple[str, ...]
+    ledger_fault: str = ""
 
     @property
     def name(self) -> str:
@@ -110,7 +112,19 @@ def read_run(path: Path | str) -> RunView:
         if privacy_file.is_file()
         else None,
         notes=tuple(notes),
+        ledger_fault=_ledger_fault(folder) if privacy_file.is_file() else "",
     )
+
+
+def _ledger_fault(folder: Path) -> str:
+    """Return what is wrong with a run's ledgers, without the folder's own path: a page is shown to others."""
+    from fedpeft.server.audit import audit_run
+
+    try:
+        audit_run(folder)
+    except FedPeftError as error:
+        return str(error).replace(f"{folder}/", "").replace(str(folder), "this run")
+    return ""
 
 
 def _read_config(path: Path) -> tuple[Mapping[str, Any], str]:

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedpeft import config as cfg
 from fedpeft.client.private_round import prepare
 from fedpeft.client.runtime import Runtime
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.events import Observer, PrivacyPromised, tell
 from fedpeft.privacy.client_level import ClientLevel
 from fedpeft.privacy.client_run import ClientLevelRun
-from fedpeft.privacy.entries import BEGINNING
 from fedpeft.privacy.example_level import ExampleLevel
 from fedpeft.privacy.ledger import LEDGER, Ledger
 from fedpeft.privacy.local import Local
-from fedpeft.privacy.statement import STATEMENT, PrivacyStatement
+from fedpeft.privacy.statement import STATEMENT, TERMS, PrivacyStatement
+from fedpeft.server.accounted import of_clients, of_population
+from fedpeft.server.audit import audit, check_heads
 from fedpeft.server.checkpoint import Checkpoint, StateValue
 from fedpeft.server.files import write_json
+from fedpeft.server.record import ROUNDS
+from fedpeft.server.terms import DONE, HEADS, KEPT, check_terms, level_of, terms_of
 from fedpeft.strategies.private import PrivateRounds
 
 OURS = "privacy."
 """Prefix of what client-level privacy keeps in a checkpoint."""
 NOISE_MULTIPLIER = OURS + "noise_multiplier"
-HEADS = "books.heads"
-"""Name, in a checkpoint, of the last line of each client's ledger."""
 
 
 def promise(runtime: Runtime, state: Mapping[str, StateValue]) -> PrivacyStatement | None:
@@ -48,14 +49,15 @@ def promise(runtime: Runtime, state: Mapping[str, StateValue]) -> PrivacyStateme
     level, config = runtime.privacy, runtime.config
     if level is None:
         return None
+    remaining = int(config["rounds"]) - int(state.get(DONE, 0))
     if isinstance(level, ExampleLevel):
-        return prepare(runtime, level)
+        return of_clients(prepare(runtime, level), runtime, level, remaining)
     if isinstance(level, ClientLevel):
         plan = _plan(level, config)
         plan.noise_multiplier = float(state.get(NOISE_MULTIPLIER, plan.noise_multiplier))
-        return plan.statement()
+        return of_population(plan.statement(), plan, Path(config["run_dir"]), remaining)
     if isinstance(level, Local):
-        return _local_promise(runtime, level)
+        return of_clients(_local_promise(runtime, level), runtime, level, remaining)
     raise ConfigError(f"privacy {type(level).__name__} is none of client_level, example_level, local (choose one)")
 
 
@@ -65,13 +67,16 @@ def tell_promise(observers: tuple[Observer, ...], promised: PrivacyStatement | N
         tell(observers, PrivacyPromised(lines=tuple(promised.lines())))
 
 
-def write_promise(run_dir: Path, statement: PrivacyStatement, spent: float | None, releases: int) -> None:
-    """Write ``privacy.json``: the statement, and what has been spent so far (None where only clients know)."""
-    write_json(run_dir / STATEMENT, {**statement.to_dict(), "spent": spent, "releases": releases})
+def write_promise(
+    run_dir: Path, statement: PrivacyStatement, terms: Mapping[str, Any], spent: float | None, releases: int
+) -> None:
+    """Write ``privacy.json``: the statement, its terms, and what has been spent (None where only clients know)."""
+    told = "inf" if spent == math.inf else spent
+    write_json(run_dir / STATEMENT, {**statement.to_dict(), TERMS: terms, "spent": told, "releases": releases})
 
 
 def check_ledgers(config: Mapping[str, Any], checkpoint: Checkpoint | None, finished: bool) -> None:
-    """Refuse to begin with ledgers that were edited, that lack what a checkpoint has, or that are spent.
+    """Refuse to begin with ledgers that were edited or lack what the run has on record, or under another promise.
 
     A run that was killed with its budget spent may go on: it saves its last model and ends.
 
@@ -81,14 +86,16 @@ def check_ledgers(config: Mapping[str, Any], checkpoint: Checkpoint | None, fini
         finished: whether the run in ``run_dir`` has come to its end before.
 
     Raises:
-        PrivacyError: says which ledger, and why not.
+        PrivacyError: says which ledger or setting, and why not.
     """
     state, run_dir = checkpoint.state if checkpoint else {}, Path(config["run_dir"])
-    level = cfg.build(config["privacy"]) if "_target_" in config["privacy"] else None
-    folder = run_dir / "checkpoints" / "clients"
-    heads = dict.fromkeys((path.parent.name for path in folder.glob(f"client-*/{LEDGER}")), BEGINNING)
-    for name, head in {**heads, **json.loads(str(state.get(HEADS, "{}")))}.items():
-        Ledger(folder / name / LEDGER, read_only=True).require_head(head)
+    level = level_of(config)
+    check_heads(run_dir, state)
+    if state or (run_dir / ROUNDS).exists():
+        check_terms(config, level, state)
+        if level is not None:
+            on_devices = str(config["engine"]["_target_"]).endswith(".Deploy")
+            audit(run_dir, level=level.name, run_id=config["run_id"], on_devices=on_devices)
     if not isinstance(level, ClientLevel) or not (state or (run_dir / LEDGER).exists()):
         return
     rounds = PrivateRounds(_plan(level, config), Ledger(run_dir / LEDGER, read_only=True), config["run_id"])
@@ -151,9 +158,19 @@ class Books:
             return None, 0
         return max(one.epsilon for one in found.values()), sum(one.releases for one in found.values())
 
-    def state(self) -> dict[str, StateValue]:
-        """Return the clients' last releases, without which a resumed run would forget what they have spent."""
-        return {HEADS: json.dumps({name: one.head for name, one in self._of_clients().items()})}
+    def state(self, server_round: int) -> dict[str, StateValue]:
+        """Return what a resumed run must find again: the clients' last releases, and the terms of the promise.
+
+        Args:
+            server_round: the round that is done.
+        """
+        heads = json.dumps({name: one.head for name, one in self._of_clients().items()})
+        return {HEADS: heads, **({KEPT: json.dumps(self.terms), DONE: server_round} if self.terms else {})}
+
+    @property
+    def terms(self) -> Mapping[str, Any]:
+        """What the run's promise is made of, {} without privacy."""
+        return terms_of(self._runtime.privacy, self._runtime.config)
 
     def _of_clients(self) -> dict[str, _Balance]:
         if self._runtime.privacy is None:

@@ -132,7 +132,9 @@ class Rounds:
         checkpoint = Checkpoint(
             server_round=server_round,
             tensors=self._tensors(arrays),
-            state={**remember(self._strategy), **self._books.state()} if isinstance(self._strategy, FedPeft) else {},
+            state={**remember(self._strategy), **self._books.state(server_round)}
+            if isinstance(self._strategy, FedPeft)
+            else {},
             virtual_clock_s=self._clocked.clock.now_s,
             model_hash=self._session.runtime.identity.model_hash,
         )
@@ -152,7 +154,8 @@ class Rounds:
         if session.promise is None:
             return None
         spent, releases = self._books.spent()
-        write_promise(Path(session.runtime.config["run_dir"]), session.promise, spent, releases)
+        run_dir = Path(session.runtime.config["run_dir"])
+        write_promise(run_dir, session.promise, self._books.terms, spent, releases)
         return spent
 
     def _notes(self) -> dict[str, Any]:

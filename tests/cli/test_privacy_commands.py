@@ -90,7 +90,7 @@ def test_ledger_says_what_was_spent_on_whom(run_dir: Path, capsys: pytest.Captur
     assert main(["privacy", "ledger", str(run_dir / LEDGER), "--delta", "1e-5"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{run_dir / LEDGER}: 100 releases, every line as it was booked"
-    assert lines[1].endswith("after 100 steps, round 1 to 100")
+    assert lines[1].endswith("after 100 steps, rounds 1 to 100")
     assert lines[2:] == ["epsilon at delta 1e-05"]
 
 
@@ -124,7 +124,10 @@ def test_an_edited_ledger_is_named_with_its_line(run_dir: Path, capsys: pytest.C
     file.write_text(file.read_text().replace('"round":7,', '"round":8,'))
     assert main(["privacy", "ledger", str(run_dir)]) == 1
     said = capsys.readouterr()
-    assert said.err == f"fedpeft: line 7 of {file} was edited: its content does not have its hash\n"
+    assert said.err == (
+        f"fedpeft: line 7 of {file} was edited: its content does not have its hash (restore the ledger from a copy, or "
+        "start a new run)\n"
+    )
     assert said.out == ""
 
 

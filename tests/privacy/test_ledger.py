@@ -159,7 +159,7 @@ def test_a_checkpoint_knows_what_the_ledger_must_hold(path: Path) -> None:
     ledger.require_rounds([1, 2, 3], unit=POPULATION, run_id="run")
     ledger.require_head(head)
     ledger.require_head("0" * 64)
-    with pytest.raises(PrivacyError, match="lacks rounds 4, 5 of population, which the checkpoint has"):
+    with pytest.raises(PrivacyError, match="lacks rounds 4, 5 of population, which the run has on record"):
         ledger.require_rounds(range(1, 6), unit=POPULATION, run_id="run")
     for other in ({"unit": "client 1", "run_id": "run"}, {"unit": POPULATION, "run_id": "another"}):
         with pytest.raises(PrivacyError, match="lacks round 1 of"):
@@ -184,6 +184,15 @@ def test_a_line_torn_anywhere_is_dropped_and_the_file_goes_on(path: Path) -> Non
             with Ledger(path) as ledger:
                 book(ledger, 3)
             assert path.read_bytes() == whole
+
+
+def test_an_edited_last_line_is_no_torn_one(path: Path) -> None:
+    """Whole JSON without its end: an editor's doing, which drops nothing."""
+    *kept, last = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(kept) + last.strip().replace(b'"steps":3', b'"steps":1'))
+    for read_only in (True, False):
+        with pytest.raises(PrivacyError, match=r"the last line of .*ledger\.jsonl was edited"):
+            Ledger(path, read_only=read_only)
 
 
 def test_a_last_line_that_lacks_only_its_end_counts(path: Path) -> None:

@@ -11,6 +11,8 @@ from synthetic_extras import PROMISE, make_silent, write_privacy
 from synthetic_run import Shape, write_run
 
 from fedpeft.core.errors import ReportError
+from fedpeft.privacy.accounting import Release
+from fedpeft.privacy.ledger import LEDGER, POPULATION, Ledger
 from fedpeft.privacy.statement import PrivacyStatement
 from fedpeft.report import numbers
 from fedpeft.report.overview import key_figures
@@ -92,6 +94,23 @@ def test_a_private_run_may_keep_silent(run_dir: Path) -> None:
     assert "</html>" in render([read_run(run_dir)])
     (run_dir / "privacy.json").write_text("{}")
     assert "</html>" in render([read_run(run_dir)])
+
+
+def test_a_ledger_that_lacks_what_the_run_released_is_said(run_dir: Path) -> None:
+    """The run's own files are held against each other, and no path of this machine gets into the page."""
+    write_privacy(run_dir, terms={"privacy": "client_level", "run_id": "r"}, spent=None, releases=3)
+    (fault,) = terms(run_dir)["Ledger is damaged"]
+    assert fault.startswith("the privacy ledger ledger.jsonl cannot be opened")
+    assert "Ledger is damaged" in render([read_run(run_dir)])
+    rounds = [json.loads(line)["round"] for line in (run_dir / "rounds.jsonl").read_text().splitlines()]
+    with Ledger(run_dir / LEDGER) as ledger:
+        for server_round in rounds:
+            ledger.book(
+                Release(noise_multiplier=1.0), unit=POPULATION, server_round=server_round, run_id="r", dataset=""
+            )
+    assert "Ledger is damaged" not in terms(run_dir)
+    (run_dir / LEDGER).write_bytes((run_dir / LEDGER).read_bytes().replace(b'"steps":1', b'"steps":2', 1))
+    assert "was edited" in terms(run_dir)["Ledger is damaged"][0]
 
 
 def test_a_run_that_ended_for_its_budget_says_so(run_dir: Path) -> None:

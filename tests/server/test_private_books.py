@@ -62,7 +62,7 @@ def test_clients_books_are_added_up_and_the_largest_counts(toy_config: Make) -> 
     assert books.spent() == (epsilon([RELEASE] * 2, 1e-3), 3)
     book(client_folder(config, 5) / LEDGER, client_unit(5), 2)
     assert books.spent() == (epsilon([RELEASE] * 3, 1e-3), 5)
-    heads = json.loads(str(books.state()[HEADS]))
+    heads = json.loads(str(books.state(2)[HEADS]))
     assert heads == {f"client-{c:06d}": Ledger(client_folder(config, c) / LEDGER, read_only=True).head for c in (3, 5)}
 
 
@@ -70,7 +70,7 @@ def test_a_run_without_privacy_keeps_no_books(toy_config: Make) -> None:
     config = toy_config()
     book(client_folder(config, 3) / LEDGER, client_unit(3), 1)
     books = Books(runtime(config), None)
-    assert (books.spent(), books.state()) == ((None, 0), {HEADS: "{}"})
+    assert (books.spent(), books.state(2)) == ((None, 0), {HEADS: "{}"})
     assert promise(runtime(config), {}) is None
     with private_rounds(runtime(config)) as rounds:
         assert rounds is None
@@ -139,7 +139,7 @@ def test_clients_ledgers_must_be_what_they_were(toy_config: Make, how: str) -> N
     config = toy_config("privacy=local", "privacy.delta=0.01", "privacy.epsilon=100")
     path = client_folder(config, 3) / LEDGER
     book(path, client_unit(3), 2)
-    found = checkpoint(**Books(runtime(config), None).state())  # type: ignore[arg-type]
+    found = checkpoint(**Books(runtime(config), None).state(2))  # type: ignore[arg-type]
     check_ledgers(config, found, finished=False)
     text = path.read_bytes()
     if how == "cut":
