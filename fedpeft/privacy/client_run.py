@@ -15,6 +15,7 @@ from fedpeft.privacy.adaptive_clipping import AdaptiveClipping, unclipped_share,
 from fedpeft.privacy.ledger import POPULATION, Budget, Ledger
 from fedpeft.privacy.noise import SecureCoin, SecureNormal
 from fedpeft.privacy.noised_mean import ClippedSum, Noise, clipped_sum, noised_mean
+from fedpeft.privacy.settings import delta_warnings
 from fedpeft.privacy.statement import PrivacyStatement
 
 log = logging.getLogger(__name__)
@@ -226,6 +227,7 @@ class ClientLevelRun:
             accountant="pld",
             trust="the server, which sees every client's update; whoever sees the models only is what it protects from",
             not_covered=NOT_COVERED,
+            warnings=delta_warnings(self.delta, self.num_clients),
         )
 
     def state(self) -> dict[str, StateValue]:

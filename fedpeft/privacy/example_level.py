@@ -17,7 +17,7 @@ from fedpeft.privacy.statement import PrivacyStatement
 MODES = ("hooks", "microbatch")
 NOT_COVERED = (
     "how many examples a client holds, on which its sampling rate depends",
-    "how long training takes, and the size of messages",
+    "memory, time and size of messages, which depend on how long a client's texts are",
     "whose examples they are: someone with k of them is protected k times less (choose privacy=client_level)",
 )
 

@@ -17,11 +17,12 @@ from fedpeft.privacy.clipping import shortened, sound_norm
 from fedpeft.privacy.ledger import Budget, Ledger, client_unit
 from fedpeft.privacy.noise import SecureNormal
 from fedpeft.privacy.noised_mean import Noise
-from fedpeft.privacy.settings import delta_for, settings_problems
+from fedpeft.privacy.settings import delta_for, delta_warnings, settings_problems
 from fedpeft.privacy.statement import PrivacyStatement
 
 NOT_COVERED = (
-    "what clients say of themselves when they join, and the time and size of their messages",
+    "what clients say of themselves when they join",
+    "memory, time and size of messages, which depend on how long a client's texts are",
     "that a client takes part, and in which rounds",
 )
 
@@ -109,6 +110,7 @@ class Local:
             clip_norm=self.clip_norm,
             noise_multiplier=noise_multiplier,
             rounds=rounds,
+            num_clients=num_clients,
         )
 
 
@@ -122,6 +124,7 @@ class LocalRun:
         clip_norm: C.
         noise_multiplier: z, over the sensitivity 2 C.
         rounds: how many releases are planned.
+        num_clients: N, all registered clients.
     """
 
     epsilon: float | None
@@ -129,6 +132,7 @@ class LocalRun:
     clip_norm: float
     noise_multiplier: float
     rounds: int
+    num_clients: int
 
     @property
     def std(self) -> float:
@@ -228,6 +232,7 @@ class LocalRun:
             accountant="pld",
             trust="nobody: what leaves a client is private already",
             not_covered=NOT_COVERED,
+            warnings=delta_warnings(self.delta, self.num_clients),
         )
 
 

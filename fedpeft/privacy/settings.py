@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from fedpeft.core.errors import ConfigError
 from fedpeft.privacy.accounting import check_delta
 
+LARGE_DELTA = 1e-3
+"""Above this a promise to clients comes with a warning."""
+
 
 def settings_problems(
     *, epsilon: float | None, delta: float | None, clip_norm: float, noise_multiplier: float | None
@@ -46,6 +49,27 @@ def delta_for(delta: float | None, num_clients: int) -> float:
     value = num_clients**-1.1 if delta is None else delta
     check_delta(value, num_clients)
     return value
+
+
+def delta_warnings(delta: float, num_clients: int) -> tuple[str, ...]:
+    """Return a sentence where a promise to clients stands at a delta that makes it weak, () elsewhere.
+
+    Args:
+        delta: of the promise.
+        num_clients: N, all registered clients.
+
+    Example:
+        >>> delta_warnings(1e-4, 5000)
+        ()
+    """
+    if delta <= LARGE_DELTA:
+        return ()
+    enough = math.ceil(LARGE_DELTA ** (-1 / 1.1))
+    return (
+        f"delta {delta:.2g} is large: with {num_clients} clients, handing out everything of one at random is delta "
+        f"{1 / num_clients:.2g}, so that epsilon says little (set privacy.delta={LARGE_DELTA:g} or less, which takes "
+        f"more noise, or register {enough} clients or more, whose N^-1.1 is that small)",
+    )
 
 
 def _is_positive(value: object) -> bool:

@@ -37,6 +37,7 @@ class PrivacyStatement:
         accountant: how epsilon is computed.
         trust: who sees what without noise.
         not_covered: sentences on what the promise does not cover.
+        warnings: sentences on what makes it weak.
         noise_multiplier_most: the most where clients differ in it, None where they do not.
         sampling_rate_least: the least where clients differ in it, None where they do not.
         steps_least: the fewest where clients differ in them, None where they do not.
@@ -56,6 +57,7 @@ class PrivacyStatement:
     trust: str
     epsilon_rdp: float | None = None
     not_covered: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     noise_multiplier_most: float | None = None
     sampling_rate_least: float | None = None
     steps_least: int | None = None
@@ -77,6 +79,7 @@ class PrivacyStatement:
         }
         width = max(map(len, (*rows, "not covered")))
         told = [f"{name:{width}}  {text}" for name, text in rows.items()]
+        told[2:2] = [f"{'warning':{width}}  {sentence}" for sentence in self.warnings]
         return told + [f"{'not covered':{width}}  {sentence}" for sentence in self.not_covered]
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,7 +87,7 @@ class PrivacyStatement:
         data = asdict(self)
         for name in ("epsilon", "epsilon_rdp"):
             data[name] = "inf" if data[name] == math.inf else data[name]
-        return {**data, "not_covered": list(self.not_covered)}
+        return {**data, "not_covered": list(self.not_covered), "warnings": list(self.warnings)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PrivacyStatement:
@@ -103,7 +106,7 @@ class PrivacyStatement:
         values = {name: value for name, value in data.items() if name in known}
         for name in ("epsilon", "epsilon_rdp"):
             values[name] = math.inf if values[name] == "inf" else values[name]
-        return cls(**{**values, "not_covered": tuple(values["not_covered"])})
+        return cls(**{**values, **{name: tuple(values[name]) for name in ("not_covered", "warnings")}})
 
 
 def counted(number: int, thing: str) -> str:

@@ -78,6 +78,7 @@ def _items(view: RunView) -> list[tuple[str, tuple[str, ...]]]:
         ("Mechanism", _known(promise.mechanism, _noise(promise))),
         ("Sampling", _known(promise.sampling, _rate(promise))),
         ("Epsilon planned", _known(_planned(view))),
+        ("Warning", _known(*promise.warnings)),
         ("Epsilon spent", _known(_spent_words(view))),
         ("Ledger is damaged", _known(view.ledger_fault)),
         (_UNCOVERED, _known(*promise.not_covered)),

@@ -16,6 +16,7 @@ class PrivacyView:
         spent: epsilon so far, of the client that has spent most; None where only clients know.
         releases: how many there were so far, of all clients together where each has its own.
         not_covered: sentences on what the promise does not cover.
+        warnings: sentences on what makes it weak.
         noise_multiplier_most: the largest of the clients' where they differ; ``noise_multiplier`` is then the least.
         sampling_rate_least: the least of the clients' where they differ; ``sampling_rate`` is then the largest.
     """
@@ -36,6 +37,7 @@ class PrivacyView:
     spent: float | None
     releases: int | None
     not_covered: tuple[str, ...]
+    warnings: tuple[str, ...]
     noise_multiplier_most: float | None
     sampling_rate_least: float | None
 
@@ -64,6 +66,7 @@ class PrivacyView:
             spent=fields.epsilon("spent"),
             releases=fields.integer("releases"),
             not_covered=fields.names("not_covered"),
+            warnings=fields.names("warnings"),
             noise_multiplier_most=fields.number("noise_multiplier_most"),
             sampling_rate_least=fields.number("sampling_rate_least"),
         )

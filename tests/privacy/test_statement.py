@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from fedpeft.core.errors import PrivacyError
+from fedpeft.privacy.client_level import ClientLevel
+from fedpeft.privacy.local import Local
 from fedpeft.privacy.statement import PrivacyStatement, show_epsilon
 
 STATEMENT = PrivacyStatement(
@@ -40,6 +42,29 @@ def test_the_lines_hold_every_number_and_sentence() -> None:
         "not covered  Sizes are not covered.",
         "not covered  Metrics are not covered.",
     ]
+
+
+def test_what_makes_it_weak_stands_below_epsilon() -> None:
+    weak = dataclasses.replace(STATEMENT, warnings=("delta is large",))
+    assert weak.lines()[1:3] == [STATEMENT.lines()[1], "warning      delta is large"]
+    assert PrivacyStatement.from_dict(json.loads(json.dumps(weak.to_dict()))) == weak
+
+
+@pytest.mark.parametrize("level", [ClientLevel, Local])
+def test_a_large_delta_is_warned_of_with_what_it_would_take(level: type[ClientLevel] | type[Local]) -> None:
+    """534^-1.1 = 0.000999 is the first that is not above 0.001."""
+
+    def warned(num_clients: int, delta: float | None = None) -> tuple[str, ...]:
+        made = level(epsilon=None, noise_multiplier=5.0, delta=delta)
+        sizes = {"cohort_size": 5} if level is ClientLevel else {}
+        return made.plan(rounds=1, num_clients=num_clients, **sizes).statement().warnings  # type: ignore[arg-type]
+
+    (sentence,) = warned(20)
+    assert sentence.startswith("delta 0.037 is large: ")
+    assert "with 20 clients, handing out everything of one at random is delta 0.05" in sentence
+    assert "register 534 clients" in sentence
+    assert len(warned(533)) == 1
+    assert warned(534) == warned(20, 1e-3) == ()
 
 
 def test_no_noise_is_called_no_privacy() -> None:
@@ -75,6 +100,11 @@ def test_another_shape_is_refused_by_the_names() -> None:
 )
 def test_epsilon_is_rounded_up(epsilon: float, shown: str) -> None:
     assert show_epsilon(epsilon) == shown
+
+
+def test_one_of_a_thing_is_not_called_many() -> None:
+    one = dataclasses.replace(STATEMENT, steps=1)
+    assert "after 1 step (PLD" in one.lines()[1]
 
 
 def test_epsilon_is_never_shown_below_what_it_is_nor_far_above() -> None:

@@ -34,6 +34,7 @@ PROMISE: dict[str, Any] = {
         "what clients say of themselves when they join (examples, device), and the time and size of their messages",
         "the data that the server itself evaluates and searches on",
     ],
+    "warnings": [],
     "noise_multiplier_most": None,
     "sampling_rate_least": None,
     "steps_least": None,

@@ -96,6 +96,15 @@ def test_a_private_run_may_keep_silent(run_dir: Path) -> None:
     assert "</html>" in render([read_run(run_dir)])
 
 
+def test_warnings_and_spans_of_the_clients_are_shown(run_dir: Path) -> None:
+    found = terms(
+        write_privacy(run_dir, warnings=["delta 0.037 is large"], noise_multiplier_most=2.5, sampling_rate_least=0.25)
+    )
+    assert found["Warning"] == ("delta 0.037 is large",)
+    assert found["Mechanism"][1].endswith("noise multiplier 1.21 to 2.5 by client")
+    assert found["Sampling"][1] == "rate 0.25 to 0.6 by client"
+
+
 def test_a_ledger_that_lacks_what_the_run_released_is_said(run_dir: Path) -> None:
     """The run's own files are held against each other, and no path of this machine gets into the page."""
     write_privacy(run_dir, terms={"privacy": "client_level", "run_id": "r"}, spent=None, releases=3)
