@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fedpeft.core.errors import ConfigError, PrivacyError
-from fedpeft.privacy.accounting import Release, epsilon
+from fedpeft.privacy.accounting import Release, epsilon, named
 from fedpeft.privacy.calibrate import noise_multiplier_for
 from fedpeft.privacy.ledger import LEDGER, Ledger
 from fedpeft.privacy.statement import STATEMENT, PrivacyStatement, counted, show_epsilon
@@ -102,14 +102,15 @@ def _spent(options: argparse.Namespace) -> dict[str, Any]:
     release = Release(
         noise_multiplier=options.noise_multiplier, sampling_rate=options.sampling_rate, steps=options.steps
     )
+    found, by_rdp = epsilon([release], options.delta), epsilon([release], options.delta, accountant="rdp")
     return {
-        "epsilon": epsilon([release], options.delta),
-        "epsilon_rdp": epsilon([release], options.delta, accountant="rdp"),
+        "epsilon": found,
+        "epsilon_rdp": by_rdp,
         "delta": options.delta,
         "noise_multiplier": release.noise_multiplier,
         "sampling_rate": release.sampling_rate,
         "steps": release.steps,
-        "accountant": "pld",
+        "accountant": named(found, by_rdp),
         "adjacency": _ADJACENCY,
     }
 
@@ -120,7 +121,7 @@ def _show(found: dict[str, Any], *, as_json: bool) -> None:
         return
     rows = {
         "noise multiplier": f"{found['noise_multiplier']:g}",
-        "epsilon": f"{show_epsilon(found['epsilon'], 5)} by PLD ({show_epsilon(found['epsilon_rdp'], 5)} by RDP)",
+        "epsilon": _bounds(found["epsilon"], found["epsilon_rdp"], 5),
         "delta": f"{found['delta']:g}",
         "releases": f"{found['steps']:,}, {_sampling(found['sampling_rate'])}",
         "adjacency": found["adjacency"],
@@ -132,6 +133,13 @@ def _show(found: dict[str, Any], *, as_json: bool) -> None:
         )
     for name, text in rows.items():
         print(f"{name:18}{text}")
+
+
+def _bounds(found: float, by_rdp: float, digits: int = 4) -> str:
+    """Return the smaller bound by name, and the other where it is another."""
+    if named(found, by_rdp) == "rdp":
+        return f"{show_epsilon(found, digits)} by RDP (PLD's bound is no smaller here)"
+    return f"{show_epsilon(found, digits)} by PLD ({show_epsilon(by_rdp, digits)} by RDP)"
 
 
 def _sampling(rate: float) -> str:
@@ -172,8 +180,7 @@ def _ledger(path: Path, delta: float | None, as_json: bool) -> int:
         print(f"{one['file']}: {counted(one['releases'], 'release')}, every line as it was booked")
         for unit in one["units"]:
             print(
-                f"  {unit['unit']:{width}}  epsilon {show_epsilon(unit['epsilon'])} by PLD"
-                f" ({show_epsilon(unit['epsilon_rdp'])} by RDP)"
+                f"  {unit['unit']:{width}}  epsilon {_bounds(unit['epsilon'], unit['epsilon_rdp'])}"
                 f" after {counted(unit['steps'], 'step')}, {_rounds(unit)}"
             )
     print(f"epsilon at delta {delta:g}")

@@ -70,14 +70,15 @@ class Release:
 def epsilon(releases: Sequence[Release], delta: float, *, accountant: Accountant = "pld") -> float:
     """Return the epsilon that all releases together have spent at ``delta``, infinite where one had no noise.
 
-    An upper bound, whatever the accountant; noise below 1e-6 of the sensitivity counts as none. Releases of equal
-    noise and sampling are merged, so that neither their order nor how they were cut into pieces changes the result.
-    Where everyone takes part in all of them the closed form is used (``privacy/gaussian``); it is exact.
+    An upper bound, whatever the accountant, and by ``pld`` the smaller of both; noise below 1e-6 of the sensitivity
+    counts as none. Releases of equal noise and sampling are merged, so that neither their order nor how they were cut
+    into pieces changes the result. Where everyone takes part in all of them the closed form is used
+    (``privacy/gaussian``); it is exact.
 
     Args:
         releases: what has been let out about one unit.
         delta: in (0, 1); should be well below one over the number of units, see ``check_delta``.
-        accountant: ``pld`` (tight) or ``rdp``.
+        accountant: ``pld`` (tight; where RDP's bound is smaller, as at a delta below 1e-15, that one) or ``rdp``.
 
     Raises:
         ConfigError: delta is not in (0, 1), or there is no such accountant.
@@ -98,6 +99,16 @@ def epsilon(releases: Sequence[Release], delta: float, *, accountant: Accountant
     if groups[0][0] < _NO_NOISE:
         return math.inf
     return _rdp(groups, delta) if accountant == "rdp" else _pld(groups, delta)
+
+
+def named(epsilon: float, epsilon_rdp: float) -> Accountant:
+    """Return whose bound an epsilon by ``pld`` is: RDP's where that is the smaller one.
+
+    Example:
+        >>> named(1.5, 2.0), named(2.0, 2.0), named(math.inf, math.inf)
+        ('pld', 'rdp', 'pld')
+    """
+    return "rdp" if epsilon == epsilon_rdp < math.inf else "pld"
 
 
 def delta_problems(delta: float) -> list[str]:
@@ -121,7 +132,7 @@ def check_delta(delta: float, population: int) -> None:
     problems = delta_problems(delta)
     if not problems and delta * population >= 1:
         problems.append(
-            f"delta must be below 1 / {population}, one over the number of units, got {delta!r} (set it to"
+            f"privacy.delta must be below 1 / {population}, one over the number of units, got {delta!r} (set it to"
             f" {population**-1.1:.1e} or less)"
         )
     if problems:
@@ -158,9 +169,15 @@ def _rdp(groups: tuple[Group, ...], delta: float) -> float:
 def pld_epsilon(groups: tuple[Group, ...], delta: float, interval: float) -> float:
     """Return epsilon by privacy loss distributions whose losses are rounded up to multiples of ``interval``."""
     mu = math.sqrt(math.fsum(steps / noise**2 for noise, rate, steps in groups if rate == 1))
-    parts = [_one_step(noise, rate, interval).self_compose(steps) for noise, rate, steps in groups if rate < 1]
-    if not parts:
+    if all(rate == 1 for _, rate, _ in groups):
         return gaussian_epsilon(mu, delta)
+    with _quiet():
+        return _composed(groups, delta, interval, mu)
+
+
+def _composed(groups: tuple[Group, ...], delta: float, interval: float, mu: float) -> float:
+    """Return epsilon of sampled releases and, where mu is above 0, of a Gaussian mechanism with it."""
+    parts = [_one_step(noise, rate, interval).self_compose(steps) for noise, rate, steps in groups if rate < 1]
     if mu:
         parts.append(_one_step(1 / mu, 1.0, interval))
     return float(reduce(lambda one, other: one.compose(other), parts).get_epsilon_for_delta(delta))
@@ -171,8 +188,9 @@ def _pld(groups: tuple[Group, ...], delta: float) -> float:
     if all(rate == 1 for _, rate, _ in groups):
         return pld_epsilon(groups, delta, 1.0)
     bound = _rdp(groups, delta)
-    # Beyond all meaning the looser bound will do; the library's arithmetic would overflow.
-    return bound if bound > _MEANINGLESS else pld_epsilon(groups, delta, interval_for(groups, bound))
+    # Beyond all meaning the looser bound will do; the library's arithmetic would overflow. Losses that it cuts off
+    # count as infinite, and at a delta below their mass so does its epsilon.
+    return bound if bound > _MEANINGLESS else min(bound, pld_epsilon(groups, delta, interval_for(groups, bound)))
 
 
 @lru_cache(maxsize=8)
@@ -210,7 +228,11 @@ def _largest_loss(noise: float, rate: float) -> float:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the library from logging each order that it leaves out; leaving one out only makes the bound larger."""
+    """Keep the library from telling of orders that it leaves out, and numpy of what overflows.
+
+    Leaving an order out only makes the bound larger, and so does an overflow, which is infinite.
+    """
+    import numpy as np
 
     def keep(record: logging.LogRecord) -> bool:
         return "failed to converge" not in record.getMessage()
@@ -218,6 +240,7 @@ def _quiet() -> Iterator[None]:
     log = logging.getLogger("absl")
     log.addFilter(keep)
     try:
-        yield
+        with np.errstate(over="ignore"):
+            yield
     finally:
         log.removeFilter(keep)

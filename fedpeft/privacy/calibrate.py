@@ -98,14 +98,20 @@ def _search(target: float, delta: float, rate: float, steps: int, accountant: Ac
     interval = 8 * accounting.interval_for(((guess, rate, steps),), target)
 
     def roughly(noise: float) -> float:
-        return spent(noise) if accountant == "rdp" else accounting.pld_epsilon(((noise, rate, steps),), delta, interval)
+        by_pld = math.inf
+        if accountant == "pld":
+            by_pld = accounting.pld_epsilon(((noise, rate, steps),), delta, interval)
+        return by_pld if by_pld < math.inf else spent(noise, "rdp")
 
     what = f"epsilon {target:g} at delta {delta:g}, sampling rate {rate:g} and {steps:,} steps"
     if spent(LEAST, "rdp") <= target:
         raise ConfigError(f"{what} is reached with hardly any noise (multiplier {LEAST:g}): ask for a smaller epsilon")
     found = _climb(spent, _near(spent, roughly, target, guess), target)
     if found is None:
-        raise ConfigError(f"{what} is out of reach of a noise multiplier of {MOST:g}: allow more or plan fewer steps")
+        raise ConfigError(
+            f"{what} is out of reach of a noise multiplier of {MOST:g}: allow a larger epsilon or "
+            "delta, or plan fewer steps"
+        )
     return found
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from fedpeft.core.errors import PrivacyError
 from fedpeft.core.tensors import canonical
 from fedpeft.core.types import ClientInfo, ClientUpdate, Tensors
-from fedpeft.privacy.accounting import Release, epsilon
+from fedpeft.privacy.accounting import Release, epsilon, named
 from fedpeft.privacy.adaptive_clipping import AdaptiveClipping, unclipped_share, vector_noise_multiplier
 from fedpeft.privacy.ledger import POPULATION, Budget, Ledger
 from fedpeft.privacy.noise import SecureCoin, SecureNormal
@@ -212,6 +212,7 @@ class ClientLevelRun:
                 f" to a norm that follows a noised quantile (the count's noise {self._count_noise:g} is paid for by "
                 f"{self.vector_noise_multiplier:.4g} on the changes)"
             )
+        bound, by_rdp = epsilon(planned, self.delta), epsilon(planned, self.delta, accountant="rdp")
         return PrivacyStatement(
             unit="one client",
             adjacency="add or remove one client with all its data, in all its rounds",
@@ -222,9 +223,9 @@ class ClientLevelRun:
             sampling_rate=self.sampling_rate,
             steps=self.rounds,
             delta=self.delta,
-            epsilon=epsilon(planned, self.delta),
-            epsilon_rdp=epsilon(planned, self.delta, accountant="rdp"),
-            accountant="pld",
+            epsilon=bound,
+            epsilon_rdp=by_rdp,
+            accountant=named(bound, by_rdp),
             trust="the server, which sees every client's update; whoever sees the models only is what it protects from",
             not_covered=NOT_COVERED,
             warnings=delta_warnings(self.delta, self.num_clients),

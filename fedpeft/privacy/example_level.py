@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fedpeft.core.errors import BudgetError, ConfigError
-from fedpeft.privacy.accounting import ACCOUNTANTS, Accountant, Release, check_delta, epsilon
+from fedpeft.privacy.accounting import ACCOUNTANTS, Accountant, Release, check_delta, epsilon, named
 from fedpeft.privacy.calibrate import noise_multiplier_for
 from fedpeft.privacy.poisson_batches import sampling_rate
 from fedpeft.privacy.settings import settings_problems
@@ -210,6 +210,7 @@ class ExampleLevelRun:
             )
         ]
         delta = self.settings.delta
+        bound, by_rdp = epsilon(planned, delta), epsilon(planned, delta, accountant="rdp")
         return PrivacyStatement(
             unit="one example of a client, from the server and everybody else",
             adjacency="add or remove one example of one client",
@@ -220,9 +221,9 @@ class ExampleLevelRun:
             sampling_rate=self.sampling_rate,
             steps=self.steps * self.rounds,
             delta=delta,
-            epsilon=epsilon(planned, delta),
-            epsilon_rdp=epsilon(planned, delta, accountant="rdp"),
-            accountant="pld",
+            epsilon=bound,
+            epsilon_rdp=by_rdp,
+            accountant=named(bound, by_rdp),
             trust="nobody: noise is added on the device before anything leaves it",
             not_covered=NOT_COVERED + ((HELD_OUT,) if self.settings.tell_evaluations else ()),
         )

@@ -11,7 +11,7 @@ import numpy as np
 from fedpeft.core.errors import ConfigError, PrivacyError
 from fedpeft.core.tensors import canonical
 from fedpeft.core.types import Tensors
-from fedpeft.privacy.accounting import Release, epsilon
+from fedpeft.privacy.accounting import Release, epsilon, named
 from fedpeft.privacy.calibrate import analytic_gaussian_sigma
 from fedpeft.privacy.clipping import shortened, sound_norm
 from fedpeft.privacy.ledger import Budget, Ledger, client_unit
@@ -217,6 +217,7 @@ class LocalRun:
     def statement(self) -> PrivacyStatement:
         """Return what the run promises a client that takes part in every round."""
         planned = [Release(noise_multiplier=self.noise_multiplier, steps=self.rounds, kind="full")]
+        bound, by_rdp = epsilon(planned, self.delta), epsilon(planned, self.delta, accountant="rdp")
         return PrivacyStatement(
             unit="one client, from everybody else",
             adjacency="replace all data of one client by any other",
@@ -227,9 +228,9 @@ class LocalRun:
             sampling_rate=1.0,
             steps=self.rounds,
             delta=self.delta,
-            epsilon=epsilon(planned, self.delta),
-            epsilon_rdp=epsilon(planned, self.delta, accountant="rdp"),
-            accountant="pld",
+            epsilon=bound,
+            epsilon_rdp=by_rdp,
+            accountant=named(bound, by_rdp),
             trust="nobody: what leaves a client is private already",
             not_covered=NOT_COVERED,
             warnings=delta_warnings(self.delta, self.num_clients),

@@ -68,6 +68,16 @@ def test_no_noise_is_infinite_in_strict_json(capsys: pytest.CaptureFixture[str])
     assert "infinite (no privacy) by PLD" in capsys.readouterr().out
 
 
+def test_the_smaller_bound_is_told_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """At a delta below the mass that PLD cuts off its epsilon is infinite, RDP's is not."""
+    command = EPSILON.replace("1e-5", "1e-20")
+    found = answer(capsys, command)
+    assert (found["accountant"], found["epsilon"]) == ("rdp", found["epsilon_rdp"])
+    assert found["epsilon"] == pytest.approx(6.8127, abs=1e-4)
+    assert main(command.split()) == 0
+    assert "6.8127 by RDP (PLD's bound is no smaller here)" in capsys.readouterr().out
+
+
 def test_calibrate_says_the_noise_and_what_it_spends(capsys: pytest.CaptureFixture[str]) -> None:
     found = answer(capsys, CALIBRATE)
     assert found["noise_multiplier"] == pytest.approx(0.9591, abs=2e-4)
@@ -141,6 +151,7 @@ def test_an_edited_ledger_is_named_with_its_line(run_dir: Path, capsys: pytest.C
         (EPSILON + " --steps 0", "steps must be a whole number of at least 1, got 0"),
         (CALIBRATE + " --epsilon 0", "epsilon must be a finite number above 0, got 0.0"),
         (CALIBRATE + " --epsilon 1e9", "ask for a smaller epsilon"),
+        (CALIBRATE + " --epsilon 1e-9 --delta 1e-300", "allow a larger epsilon or delta, or plan fewer steps"),
         ("privacy ledger nowhere", "there is no privacy ledger in nowhere: name a run directory or a ledger.jsonl"),
         (EPSILON + " --steps many", "argument --steps: invalid int value: 'many'"),
         ("privacy epsilon --delta 1e-5", "the following arguments are required: --noise-multiplier"),
