@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from fedpeft import config as cfg
 from fedpeft.cli.display import LiveDisplay
 from fedpeft.core.errors import CheckpointError, ConfigError, FedPeftError, PrivacyError
+from fedpeft.privacy.statement import counted
 
 if TYPE_CHECKING:
     from fedpeft.core.events import Observer
@@ -42,13 +44,15 @@ def launch(config: cfg.Config, overrides: Sequence[str], started_at: float | Non
         config = resumed_config(Path(config["resume"]), config, overrides) if resuming else new_config(config)
         cfg.check(config)
         run_dir = Path(config["run_dir"])
+        new = not run_dir.exists()
         with _locked(run_dir):
             if not resuming and _holds_rounds(run_dir):
                 raise ConfigError(
                     f"{run_dir} already holds a run: choose another run_dir, or continue it with resume={run_dir}"
                 )
             _write_config(run_dir, config)
-            return _run(config, run_dir, resuming, started_at)
+            with _nothing_left(run_dir, new):
+                return _run(config, run_dir, resuming, started_at)
     except FedPeftError as error:
         print_error(error)
         return error.exit_code
@@ -174,7 +178,9 @@ def _read_checkpoint(run_dir: Path, config: cfg.Config) -> tuple[Checkpoint | No
 
     checkpoint = load_checkpoint(run_dir / "checkpoints")
     if checkpoint is not None and checkpoint.server_round >= config["rounds"]:
-        raise ConfigError(f"{run_dir} has done its {checkpoint.server_round} rounds (give rounds=... to go further)")
+        raise ConfigError(
+            f"{run_dir} has done its {counted(checkpoint.server_round, 'round')} (give rounds=... to go further)"
+        )
     found = count_personal(run_dir / "checkpoints")
     if checkpoint is not None and found < checkpoint.personal:
         raise ConfigError(
@@ -228,6 +234,17 @@ def _write_config(run_dir: Path, config: cfg.Config) -> None:
     from fedpeft.server.files import write_atomic
 
     write_atomic(run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
+
+
+@contextmanager
+def _nothing_left(run_dir: Path, new: bool) -> Iterator[None]:
+    """Take away a directory that was made for a run which was refused before it wrote anything of its own."""
+    try:
+        yield
+    except (ConfigError, PrivacyError):
+        if new and {path.name for path in run_dir.iterdir()} <= {"config.yaml", ".lock"}:
+            shutil.rmtree(run_dir)
+        raise
 
 
 @contextmanager

@@ -197,7 +197,10 @@ class Ledger:
         """
         found, _ = read_entries(self.path)
         if found[: len(self.entries)] != self.entries:
-            raise PrivacyError(f"{self.path} no longer holds the releases that it held when it was opened")
+            raise PrivacyError(
+                f"{self.path} no longer holds the releases that it held when it was opened: restore it from a copy, or "
+                "start a new run"
+            )
 
     def require_rounds(self, rounds: Sequence[int], *, unit: str, run_id: str) -> None:
         """Refuse a ledger in which rounds are missing that the run has on record.
@@ -276,6 +279,8 @@ class Budget:
             spent = accounting.epsilon(before, self.delta, accountant=self.accountant)
             raise BudgetError(
                 f"budget spent: {unit} is at epsilon {show_epsilon(spent)} of {self.epsilon:g} (delta {self.delta:g}),"
-                f" the next release would bring it to {show_epsilon(after)}; it was not let out ({ledger.path})"
+                f" the next release would bring it to {show_epsilon(after)}; it was not let out ({ledger.path}): the"
+                " model of the last round stands, and who wants more plans a larger privacy.epsilon from a run's first"
+                " round on"
             )
         return after

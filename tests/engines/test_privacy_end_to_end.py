@@ -183,7 +183,7 @@ def test_two_runs_of_one_seed_differ(toy_module: Make, unlimited: dict[str, Any]
     ("how", "words"),
     [
         ("edited", "line 1 of {path} was edited"),
-        ("truncated", "{path} lacks release"),
+        ("truncated", "{path} lacks round 2 of population, which the run has on record"),
         ("reordered", "line 1 of {path} has number 1 where 0 belongs"),
         ("missing", "{path} cannot be opened: No such file"),
     ],

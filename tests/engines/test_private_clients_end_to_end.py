@@ -117,6 +117,18 @@ def test_what_clients_have_spent_cannot_be_forgotten(
     assert len(rows(copy, "rounds.jsonl")) == 2
 
 
+def test_a_refused_start_leaves_no_directory_behind(toy_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
+    """Which delta is too large is known when the examples are counted; a directory of one's own stays."""
+    config = toy_config("privacy=example_level", "privacy.delta=0.03", name="refused")
+    run_dir = run(config, code=2)
+    (line,) = error_lines(capfd)
+    assert "privacy.delta must be below 1 / " in line
+    assert not run_dir.exists()
+    run_dir.mkdir(parents=True)
+    run(config, code=2)
+    assert (run_dir / "config.yaml").exists()
+
+
 @pytest.mark.parametrize("level", [(), ("privacy=local", "privacy.delta=0.01", "privacy.epsilon=1000")])
 def test_what_an_error_says_stays_with_a_private_client(toy_config: Make, level: tuple[str, ...]) -> None:
     """Without privacy it goes to the server, which can then say what is wrong."""
