@@ -176,7 +176,7 @@ def test_resume_refuses_other_settings_and_directories(
     assert launch(config, []) == 0
     assert resume_code(config["run_dir"], "method.rank=1", capfd) == (2, "method.rank: was 2, now 1")
     assert resume_code(str(tmp_path / "nothing"), "rounds=9", capfd)[0] == 2
-    assert resume_code(config["run_dir"], "seed=0", capfd) == (2, "has done its 1 rounds")
+    assert resume_code(config["run_dir"], "seed=0", capfd) == (2, "has done its 1 round ")
 
 
 def resume_code(run_dir: str, override: str, capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -184,7 +184,7 @@ def resume_code(run_dir: str, override: str, capfd: pytest.CaptureFixture[str]) 
 
     code = main(["simulate", f"resume={run_dir}", override])
     error = capfd.readouterr().err
-    return code, next((text for text in ("method.rank: was 2, now 1", "has done its 1 rounds") if text in error), error)
+    return code, next((text for text in ("method.rank: was 2, now 1", "has done its 1 round ") if text in error), error)
 
 
 def test_a_disk_that_fills_while_checkpointing_loses_nothing(toy: list[str], tmp_path: Path) -> None:
