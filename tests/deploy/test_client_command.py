@@ -52,6 +52,8 @@ class Command:
                 stdout=out,
                 stderr=out,
                 env=environment(self.folder / "flower"),
+                # A suite that runs in the background of a shell is born deaf to Ctrl-C, and its children with it.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     def says(self, text: str, count: int = 1, timeout_s: float = 200) -> None:
