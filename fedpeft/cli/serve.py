@@ -39,9 +39,11 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError("a server runs one federation at a time (leave -m out)")
     if any(arg.split("=", 1)[0] == "engine" for arg in argv):
         raise ConfigError("fedpeft server has an engine of its own (leave engine out, or use fedpeft simulate)")
+    # What a person calls the server's is the engine's in the config.
+    args = ["engine." + arg.removeprefix("server.") if arg.startswith("server.") else arg for arg in argv]
     # A service manager ends it by SIGTERM: the run is put on record as interrupted, like after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    return simulate.main([ENGINE, *_sizes(argv), *argv])
+    return simulate.main([ENGINE, *_sizes(args), *args])
 
 
 def _sizes(argv: Sequence[str]) -> list[str]:
@@ -53,7 +55,7 @@ def _sizes(argv: Sequence[str]) -> list[str]:
         # Its own config says it.
         return []
     config = cfg.compose([ENGINE, *(arg for arg in argv if not arg.startswith("-"))])
-    devices = Registry.load(Path(config["server"]["state_dir"]).expanduser()).devices
+    devices = Registry.load(Path(config["engine"]["state_dir"]).expanduser()).devices
     if not devices:
         raise ConfigError(
             f"no device is registered in {config['server']['state_dir']} (run: fedpeft server add-device NAME)"

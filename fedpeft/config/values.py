@@ -10,7 +10,7 @@ from typing import Any
 Config = dict[str, Any]
 
 LAUNCH_KEYS = (
-    "resume", "engine", "server", "deployed", "rounds", "display", "report", "tracking", "run_dir", "run_id",
+    "resume", "engine", "deployed", "rounds", "display", "report", "tracking", "run_dir", "run_id",
     "checkpoint",
 )  # fmt: skip
 """What may differ when a run is resumed: where and how far, never what is computed."""
