@@ -12,17 +12,8 @@ from typing import Any
 from fedpeft.core.events import Aggregated, ClientRejected, ClientReplied, Event, ExchangeStarted, RoundKept, RunStopped
 from fedpeft.core.metrics import perplexity
 from fedpeft.core.wire import NUM_EXAMPLES
-from fedpeft.server.figures import (
-    is_evaluation,
-    legs,
-    mean_loss,
-    merit,
-    number,
-    predicted_columns,
-    rounded,
-    sum_of,
-    total,
-)
+from fedpeft.server import figures
+from fedpeft.server.figures import is_evaluation, mean_loss, merit, number, rounded, sum_of, total
 from fedpeft.server.files import append_lines, keep_rounds, write_json
 from fedpeft.strategies.metrics import aggregate_client_evaluations, group_accuracies
 
@@ -249,11 +240,11 @@ class RunRecord:
             "adapter_bytes": int(number(event.metrics.get("adapter-bytes"))),
             "head_bytes": int(number(event.metrics.get("head-bytes"))),
             "train_cpu_s": round(number(event.metrics.get("train-cpu-s")), 4),
-            "virtual_s": legs(event.cost),
+            "virtual_s": figures.legs(event.cost),
             "peak_memory_mb": rounded(event.cost.peak_memory_mb, 1),
             "energy_j": rounded(event.cost.energy_j, 3),
             "outcome": outcome,
-            **predicted_columns(event),
+            **figures.predicted_columns(event),
         }
         if outcome == "ok":
             return row

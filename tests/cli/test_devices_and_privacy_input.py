@@ -117,7 +117,7 @@ def test_a_delta_that_promises_nothing_is_refused(simulate: Simulate, level: str
     code, (line,) = simulate(f"privacy={level}", "privacy.delta=0.5")
     units = 49 if level == "example_level" else 6
     assert code == 2
-    assert line.startswith(f"fedpeft: delta must be below 1 / {units}, one over the number of units, got 0.5")
+    assert line.startswith(f"fedpeft: privacy.delta must be below 1 / {units}, one over the number of units, got 0.5")
 
 
 @pytest.mark.parametrize(("level", "delta"), [("client_level", 0.1), ("local", 0.01), ("example_level", 0.001)])
@@ -147,7 +147,8 @@ def test_a_budget_that_is_spent_and_a_ledger_that_was_edited_are_refused(simulat
     ledger = Path("run/ledger.jsonl")
     ledger.write_text(ledger.read_text().replace('"noise_multiplier":2.5', '"noise_multiplier":9.5', 1))
     code, (line,) = simulate(resume=True)
-    assert (code, line) == (2, f"fedpeft: line 1 of {ledger.absolute()} was edited: its content does not have its hash")
+    edited = f"fedpeft: line 1 of {ledger.absolute()} was edited: its content does not have its hash"
+    assert (code, line) == (2, f"{edited} (restore the ledger from a copy, or start a new run)")
     ledger.write_bytes(before[ledger])
     assert {path: path.read_bytes() for path in Path("run").rglob("*.json*")} == before
 

@@ -161,8 +161,9 @@ def test_telling_leaves_training_as_it_is(toy_config: Make) -> None:
     assert train(untold) == train(asked)
 
 
-def test_dp_sgd_holds_a_gradient_of_each_example(runtime: Runtime) -> None:
+def test_dp_sgd_holds_a_gradient_of_each_example(language_model: Runtime) -> None:
     """Eight times the gradients of what trains, and nothing more where nothing trains."""
+    runtime = language_model
     every, private = frozenset(runtime.initial), replace(runtime.sizing, per_example=True)
     plain = runtime.sizing.memory(0, every, 8, 16)
     assert private.memory(0, every, 8, 16).step_bytes == plain.step_bytes + 8 * plain.gradient_bytes

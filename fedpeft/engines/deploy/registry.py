@@ -42,8 +42,8 @@ class Registry:
     removed is never taken again: a SuperLink refuses it too, and who found it on a stolen device stays out.
 
     Example:
-        >>> registry = Registry.load(Path("~/.fedpeft/server").expanduser())
-        >>> device = registry.add("kitchen-pi4", Path("device.pub").read_text())
+        >>> registry = Registry.load(Path("~/.fedpeft/server").expanduser())    # doctest: +SKIP
+        >>> device = registry.add("kitchen-pi4", Path("device.pub").read_text())    # doctest: +SKIP
     """
 
     def __init__(self, folder: Path, devices: Iterable[Device], removed: Iterable[str]) -> None:
