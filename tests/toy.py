@@ -65,6 +65,16 @@ def write_data(folder: Path, rows: int = 400) -> Path:
     return folder
 
 
+def alike(folder: Path, words: int) -> list[str]:
+    """Write a model and data whose texts are all of so many words; return the overrides of two clients on them."""
+    data = write_data(folder / "data", rows=120)
+    rows = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
+    lines = [{**row, "text": " ".join((row["text"].split() * 3)[:words])} for row in rows]
+    (data / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    few = ["task.held_out=20", "num_clients=2", "cohort_size=2"]
+    return [*overrides(write_model(folder / "model"), data), *few]
+
+
 def with_method(toy: list[str], folder: Path, method: str, *more: str) -> dict[str, Any]:
     """Return the plain config of a new toy run in ``folder`` with another method, none of LoRA's settings left.
 
@@ -79,6 +89,18 @@ def with_method(toy: list[str], folder: Path, method: str, *more: str) -> dict[s
 
     kept = [one for one in toy if not one.startswith("method.")]
     return new_config({**cfg.compose([*kept, f"method={method}", *more]), "run_dir": str(folder / "run")})
+
+
+def refusals(config: dict[str, Any]) -> list[str]:
+    """Return what the check of a config finds wrong with it, nothing where it lets it through."""
+    from fedpeft import config as cfg
+    from fedpeft.core.errors import ConfigError
+
+    try:
+        cfg.check(config)
+    except ConfigError as error:
+        return list(error.problems) or [str(error)]
+    return []
 
 
 def overrides(model: Path, data: Path) -> list[str]:

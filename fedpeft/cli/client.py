@@ -183,6 +183,7 @@ def _own(options: argparse.Namespace, client_id: int) -> OwnData:
         profile=profile,
         model=options.model,
         state_dir=str(options.state_dir.absolute()),
+        max_epsilon=options.require_epsilon,
     )
 
 

@@ -38,7 +38,7 @@ def client_parser(prog: str) -> argparse.ArgumentParser:
     add("--data", type=_path, required=True, metavar="PATH", help="its examples: parquet, csv or jsonl")
     add("--id", type=int, metavar="N", help="its client id, where the key does not say it")
     add("--model", metavar="PATH", help="its copy of the base model (default: what the run names)")
-    add("--device", metavar="PROFILE", help="what it is: a preset, or a file by fedpeft devices bench --out")
+    add("--device", metavar="PROFILE", help="what it is: a preset, or a file by fedpeft devices bench --output")
     add(
         "--state-dir",
         type=_path,
@@ -53,7 +53,12 @@ def client_parser(prog: str) -> argparse.ArgumentParser:
     fence = parser.add_argument_group("what the server may not have done here")
     add = fence.add_argument
     add("--allow", action="append", default=[], metavar="PREFIX", help="class paths that a config may name besides")
-    add("--require-epsilon", type=float, metavar="E", help="refuse runs that do not protect this client at least so")
+    add(
+        "--require-epsilon",
+        type=float,
+        metavar="E",
+        help="refuse runs that do not protect this client at least so; what it lets out in all runs together counts",
+    )
     add("--max-steps", type=int, metavar="N", help="optimiser steps a round")
     add("--max-seconds", type=float, metavar="S", help="seconds that a message may take")
     add("--max-memory-mb", type=float, metavar="MB", help="memory that a message may take (Linux)")

@@ -69,6 +69,7 @@ def launch(config: cfg.Config, overrides: Sequence[str], started_at: float | Non
 
 
 def _run(config: cfg.Config, run_dir: Path, resuming: bool, started_at: float) -> int:
+    from fedpeft.engines.session import Start
     from fedpeft.server.files import read_lines
     from fedpeft.server.privacy import check_ledgers
 
@@ -82,7 +83,8 @@ def _run(config: cfg.Config, run_dir: Path, resuming: bool, started_at: float) -
     try:
         with _display(config) as display:
             observers = (*([display] if display else []), *_trackers(config, run_dir))
-            engine.run(config, observers=observers, checkpoint=checkpoint, earlier=earlier, started_at=started_at)
+            start = Start(checkpoint=checkpoint, earlier=earlier, observers=observers, started_at=started_at)
+            engine.run(config, start)
     except KeyboardInterrupt:
         print(f"fedpeft: interrupted; continue with: {_command(config)} resume={run_dir}", file=sys.stderr)
         code = 130
@@ -96,7 +98,7 @@ def _run(config: cfg.Config, run_dir: Path, resuming: bool, started_at: float) -
 
 def _command(config: cfg.Config) -> str:
     """Return what a person typed to start the run."""
-    return "fedpeft server" if str(config["engine"].get("_target_", "")).endswith(".Deploy") else "fedpeft simulate"
+    return "fedpeft server" if cfg.is_deployed(config) else "fedpeft simulate"
 
 
 def _with_full_paths(config: cfg.Config) -> cfg.Config:
@@ -143,6 +145,8 @@ def resumed_config(run_dir: Path, config: cfg.Config, overrides: Sequence[str]) 
     keys = [override.split("=", 1)[0].lstrip("+~") for override in overrides]
     if "run_dir" in keys:
         raise ConfigError(f"run_dir cannot be given beside resume: the run goes on in {run_dir} (leave it out)")
+    if "engine" in keys and _goes_on_with(stored, config, run_dir):
+        keys.remove("engine")
     config = _with_full_paths(config)
     wanted = config if "experiment" in keys else _with_values(stored, config, [key for key in keys if key != "resume"])
     if wanted["model"]["dtype"] == "auto":
@@ -158,6 +162,22 @@ def resumed_config(run_dir: Path, config: cfg.Config, overrides: Sequence[str]) 
         )
     launch = {key: wanted[key] for key in ignore if key in wanted and key not in ("run_dir", "run_id", "resume")}
     return {**stored, **launch, "run_dir": str(run_dir.absolute())}
+
+
+def _goes_on_with(stored: cfg.Config, config: cfg.Config, run_dir: Path) -> bool:
+    """Return whether a run goes on with the engine that it had, whose settings then stay but for those that are given.
+
+    Raises:
+        ConfigError: simulated devices cannot go on as real ones, nor these as simulated ones.
+    """
+    was, now = cfg.is_deployed(stored), cfg.is_deployed(config)
+    if was != now:
+        kinds = {True: "real devices", False: "simulated devices"}
+        raise ConfigError(
+            f"{run_dir} ran on {kinds[was]}, not on {kinds[now]} (continue it with: {_command(stored)} "
+            f"resume={run_dir})"
+        )
+    return bool(stored["engine"].get("_target_") == config["engine"].get("_target_"))
 
 
 def _with_values(stored: cfg.Config, config: cfg.Config, keys: Sequence[str]) -> cfg.Config:

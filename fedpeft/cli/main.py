@@ -45,10 +45,22 @@ fedpeft COMMAND --help says more about a command."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    0: done. 1: failed. 2: the command or its configuration is wrong. 130: interrupted.
+    0: done. 1: failed, or nobody reads the output. 2: the command or its configuration is wrong. 130: interrupted.
     """
     _be_quiet()
-    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            return _run(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            # What is still in the buffer goes out here: at the interpreter's end nobody could catch the error.
+            print(end="", flush=True)
+    except BrokenPipeError:
+        # The reader of our output went away, e.g. `| head`; Python would complain once more when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
         print(USAGE.format(commands="\n".join(f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items())))
@@ -67,10 +79,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("fedpeft: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader of our output went away, e.g. `| head`; Python would complain once more when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 def print_error(error: FedPeftError) -> None:

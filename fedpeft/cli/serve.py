@@ -58,7 +58,7 @@ def _sizes(argv: Sequence[str]) -> list[str]:
     devices = Registry.load(Path(config["engine"]["state_dir"]).expanduser()).devices
     if not devices:
         raise ConfigError(
-            f"no device is registered in {config['server']['state_dir']} (run: fedpeft server add-device NAME)"
+            f"no device is registered in {config['engine']['state_dir']} (run: fedpeft server add-device NAME)"
         )
     number = max(device.client_id for device in devices) + 1
     wanted = {"num_clients": number, "cohort_size": min(config["cohort_size"], number)}

@@ -11,6 +11,7 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from fedpeft.client.building import runtime_for
+from fedpeft.client.lifetime import RUNS
 from fedpeft.client.own import OwnData, measured_on
 from fedpeft.client.private_round import told
 from fedpeft.client.runtime import Runtime, personal_state
@@ -101,7 +102,7 @@ def _personal(runtime: Runtime, context: Context) -> tuple[int, PersonalState]:
     client_id = _client_id(context, runtime.own)
     folder = str(context.node_config.get("state-dir", "")) or None
     if runtime.own is not None and runtime.own.state_dir is not None:
-        folder = str(Path(runtime.own.state_dir) / "runs" / runtime.identity.run_id)
+        folder = str(Path(runtime.own.state_dir) / RUNS / runtime.identity.run_id)
     return client_id, personal_state(runtime.config, client_id, folder)
 
 

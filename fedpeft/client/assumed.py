@@ -44,10 +44,9 @@ class Assumed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Uniform:
-    """Examples that are all alike: as many ``rows`` as clients hold together, of ``mean_length`` tokens each."""
+    """Examples that are all alike: as many ``rows`` as clients hold together."""
 
     rows: range
-    mean_length: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

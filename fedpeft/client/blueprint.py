@@ -62,7 +62,7 @@ class Blueprint:
     @property
     def privacy(self) -> Any:
         """What is promised to clients or their examples, None for nothing."""
-        return cfg.build(self.config["privacy"]) if "_target_" in self.config["privacy"] else None
+        return cfg.build_if_named(self.config["privacy"])
 
     @cached_property
     def fleet(self) -> Asked:
@@ -95,7 +95,7 @@ class Blueprint:
     @property
     def examples(self) -> Uniform:
         """Examples of one client for each device, all of the same length."""
-        return Uniform(rows=range((self.assumed.num_examples or 1) * len(self.devices)), mean_length=self.seq_len)
+        return Uniform(rows=range((self.assumed.num_examples or 1) * len(self.devices)))
 
     @cached_property
     def initial(self) -> Tensors:
@@ -163,7 +163,7 @@ def draw(config: cfg.Config, assumed: Assumed, devices: Sequence[str] = ()) -> B
         learned=assumed.learned,
         most_tokens=_length(config, assumed, most, getattr(method, "virtual_tokens", 0)),
         storage=stored,
-        per_example=holds_gradients(config["privacy"]),
+        per_example=holds_gradients(cfg.build_if_named(config["privacy"])),
     )
     return Blueprint(
         tunable=tunable,

@@ -87,7 +87,7 @@ def build_runtime(config: cfg.Config, allow: Sequence[str] | None = None, own: O
         config=config,
         model_path=path,
         allow=allow,
-        privacy=cfg.build(config["privacy"], allow) if "_target_" in config["privacy"] else None,
+        privacy=cfg.build_if_named(config["privacy"], allow),
         own=own,
     )
 
@@ -145,7 +145,7 @@ def _sizing(
         learned=1.0 if learned is None else float(learned.sum() / _lengths(task).sum()),
         most_tokens=_longest(examples),
         storage=stored,
-        per_example=holds_gradients(config["privacy"]),
+        per_example=holds_gradients(cfg.build_if_named(config["privacy"])),
     )
 
 

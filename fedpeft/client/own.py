@@ -35,6 +35,8 @@ class OwnData:
         profile: that profile as JSON, where the server cannot know it by its name.
         model: folder or hub id of its copy of the base model, None for the one that the run names.
         state_dir: folder of what it keeps for itself between rounds.
+        max_epsilon: what all runs in ``state_dir`` together may spend of its examples' privacy, None for no limit.
+        max_delta: the delta at which that is counted.
     """
 
     path: str
@@ -43,6 +45,8 @@ class OwnData:
     profile: str = ""
     model: str | None = None
     state_dir: str | None = None
+    max_epsilon: float | None = None
+    max_delta: float = 1e-5
 
     def __post_init__(self) -> None:
         if self.client_id < 0:

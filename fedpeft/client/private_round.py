@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedpeft.client.lifetime import refuse_beyond
+from fedpeft.client.own import HeldElsewhere
 from fedpeft.client.private_training import admit, train_private
 from fedpeft.client.pulls import Pulls
 from fedpeft.client.state import PersonalState
@@ -17,9 +19,9 @@ from fedpeft.core.types import Tensors
 from fedpeft.core.wire import NUM_EXAMPLES
 from fedpeft.privacy.client_level import ClientLevel
 from fedpeft.privacy.example_level import ExampleLevel, ExampleLevelRun
-from fedpeft.privacy.example_promise import promise_for_all
+from fedpeft.privacy.example_promise import promise_for_all, promise_unseen
 from fedpeft.privacy.ledger import LEDGER, Ledger, client_unit
-from fedpeft.privacy.local import Local
+from fedpeft.privacy.local import Local, LocalRun
 from fedpeft.privacy.statement import PrivacyStatement
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ def private_round(
     unit = client_unit(client_id)
     with Ledger(personal.folder / LEDGER) as ledger:
         run.check(ledger.releases(unit))
+        refuse_beyond(runtime.own, personal, run.next_release)
         ledger.book(
             run.next_release,
             unit=unit,
@@ -106,7 +109,8 @@ def let_out(
     level = runtime.privacy
     if not isinstance(level, Local):
         return leaving
-    run = level.plan(rounds=int(runtime.config["rounds"]), num_clients=int(runtime.config["num_clients"]))
+    run = _local_plan(runtime, level)
+    refuse_beyond(runtime.own, personal, run.next_release)
     with Ledger(personal.folder / LEDGER) as ledger:
         run.book(
             ledger,
@@ -127,14 +131,19 @@ def refuse_spent(runtime: Runtime, client_id: int, personal: PersonalState) -> N
         personal: the client's own folder, in which its ledger is.
 
     Raises:
-        BudgetError: the client's budget is spent.
+        BudgetError: the client's budget, or that of its device for all runs, is spent.
         PrivacyError: the ledger was edited.
     """
-    path = personal.folder / LEDGER
-    if isinstance(runtime.privacy, Local) and path.exists():
-        config = runtime.config
-        run = runtime.privacy.plan(rounds=int(config["rounds"]), num_clients=int(config["num_clients"]))
+    if not isinstance(runtime.privacy, Local):
+        return
+    run, path = _local_plan(runtime, runtime.privacy), personal.folder / LEDGER
+    if path.exists():
         run.check(Ledger(path, read_only=True), client_id)
+    refuse_beyond(runtime.own, personal, run.next_release)
+
+
+def _local_plan(runtime: Runtime, level: Local) -> LocalRun:
+    return level.plan(rounds=int(runtime.config["rounds"]), num_clients=int(runtime.config["num_clients"]))
 
 
 def refuse_probe(level: object, orders: Orders) -> None:
@@ -229,8 +238,20 @@ def prepare(runtime: Runtime, level: ExampleLevel) -> PrivacyStatement:
 
     Raises:
         PrivacyError: the method fails the self-test on this model.
-        ConfigError: some client has too many examples for delta, or too few for its budget.
+        ConfigError: some client has too many examples for delta, or too few for its budget; on real devices, which
+            see to that themselves, that there is no budget.
     """
+    steps, rounds = runtime.settings.local_steps, int(runtime.config["rounds"])
+    if isinstance(runtime.examples.partition, HeldElsewhere):
+        statement = promise_unseen(level, steps=steps * rounds if steps else None)
+    else:
+        statement = _promise_to_clients(runtime, level)
+    tunable = runtime.tunable
+    admitted(runtime, level, Orders(), [*tunable.shared], runtime.examples.rows, tunable.trainable)
+    return statement
+
+
+def _promise_to_clients(runtime: Runtime, level: ExampleLevel) -> PrivacyStatement:
     counts = [runtime.num_train_examples(i) for i in range(int(runtime.config["num_clients"]))]
     if not min(counts):
         raise ConfigError(
@@ -242,15 +263,12 @@ def prepare(runtime: Runtime, level: ExampleLevel) -> PrivacyStatement:
         plan_for(runtime, level, max(counts)).check([])
     except BudgetError as error:
         raise ConfigError(f"no client could take part in a single round: {error}") from error
-    statement = promise_for_all(
+    return promise_for_all(
         level,
         {count: runtime.settings.steps(count) for count in set(counts)},
         batch_size=runtime.settings.batch_size,
         rounds=int(runtime.config["rounds"]),
     )
-    tunable = runtime.tunable
-    admitted(runtime, level, Orders(), [*tunable.shared], runtime.examples.rows, tunable.trainable)
-    return statement
 
 
 def told(level: object, metrics: Mapping[str, float | list[float]]) -> dict[str, float | list[float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from fedpeft.device_profiles.flops import StepFlops, measure_step_flops
 from fedpeft.device_profiles.memory import StepMemory, measure_step_memory
 from fedpeft.methods.base import Method, Tunable
 from fedpeft.methods.lora import LoRA
+from fedpeft.privacy.example_level import ExampleLevel
 from fedpeft.tasks.blank import blank_loss, blank_score
 from fedpeft.tasks.quantised import Storage
 
@@ -170,13 +171,13 @@ def neighbours(seq_len: int, most: int) -> tuple[int, int]:
     return (seq_len, seq_len) if seq_len in (below, above) or seq_len > above else (below, above)
 
 
-def holds_gradients(privacy: Mapping[str, Any]) -> bool:
+def holds_gradients(level: object) -> bool:
     """Return whether training under a privacy level holds the gradients of all examples of a batch at once.
 
     Args:
-        privacy: ``privacy`` of the config.
+        level: what is promised, None for nothing.
     """
-    return str(privacy.get("_target_", "")).endswith(".ExampleLevel") and privacy.get("mode", "hooks") == "hooks"
+    return isinstance(level, ExampleLevel) and level.mode == "hooks"
 
 
 def refuse_checkpointing(model: Any) -> None:

@@ -36,6 +36,11 @@ def build(node: Mapping[str, Any], allow: Sequence[str] | None = None, **extra: 
         raise ConfigError(f"{node.get('_target_')}: {one_line(cause or error)}") from error
 
 
+def build_if_named(node: Mapping[str, Any], allow: Sequence[str] | None = None) -> Any:
+    """Instantiate a node's ``_target_``, None for a node without one; see `build`."""
+    return build(node, allow) if "_target_" in node else None
+
+
 def foreign(node: Any, allow: Sequence[str]) -> list[str]:
     """Return a line for each target that is no class under an allowed prefix, and for each interpolation.
 

@@ -41,6 +41,11 @@ def look_up(config: Mapping[str, Any], path: str) -> Any:
     return value
 
 
+def is_deployed(config: Mapping[str, Any]) -> bool:
+    """Return whether a run's clients are real devices (``fedpeft server``), not simulated ones."""
+    return str(look_up(config, "engine._target_") or "").endswith(".Deploy")
+
+
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
     """Return one line for each value that differs between two configs.
 

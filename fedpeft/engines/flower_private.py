@@ -16,11 +16,13 @@ __all__ = [
     "api_error",
     "control_client",
     "control_messages",
+    "is_link_error",
     "run_status",
     "run_superlink",
     "set_identity",
     "set_message_id",
     "start_run",
+    "stop_run",
 ]
 
 ADMIN_HEADER = "x-fedpeft-admin"
@@ -37,6 +39,19 @@ def set_identity(*, run_id: int, node_id: int) -> None:
     TaskIdentity.run_id = run_id
     TaskIdentity.task_id = 0
     TaskIdentity.node_id = node_id
+
+
+def is_link_error(error: BaseException) -> bool:
+    """Return whether a ServerApp failed for its SuperLink, which had gone while they talked, and not for itself."""
+    import httpx
+    from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError, ObjectUnavailableError
+
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, (ObjectPullError, ObjectPushError, ObjectUnavailableError, httpx.TransportError)):
+            return True
+        found = found.__cause__
+    return False
 
 
 def set_message_id(message: Message, message_id: str) -> None:
@@ -117,6 +132,11 @@ def start_run(client: Any, app: Mapping[str, bytes], settings: Mapping[str, str]
         fab=fab_to_proto(fab), override_config=user_config_to_proto(dict(settings)), federation=""
     )
     return int(client.StartRun(request).run_id)
+
+
+def stop_run(client: Any, run_id: int) -> None:
+    """End a run, so that devices drop what they have of it."""
+    client.StopRun(control_messages().StopRunRequest(run_id=run_id))
 
 
 def run_status(client: Any, run_id: int) -> tuple[str, str, str]:

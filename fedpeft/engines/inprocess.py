@@ -16,14 +16,13 @@ from fedpeft.client.holdings import describe_data
 from fedpeft.client.runtime import Runtime
 from fedpeft.core import wire
 from fedpeft.core.errors import EngineError
-from fedpeft.core.events import Observer, Preparing, tell
+from fedpeft.core.events import Preparing, tell
 from fedpeft.core.types import Tensors
 from fedpeft.engines.grid import InProcessGrid, handle
 from fedpeft.engines.memory import freeze_heap, tame_memory, tree_mb
 from fedpeft.engines.pool import ForkPool
-from fedpeft.engines.session import close_session, count_workers, mark_failed, open_session, travelling
+from fedpeft.engines.session import Start, close_session, count_workers, on_record, open_session, travelling
 from fedpeft.server.app import build_server_app
-from fedpeft.server.checkpoint import Checkpoint
 from fedpeft.server.evaluate import ShardMap
 from fedpeft.server.privacy import promise, tell_promise
 from fedpeft.tasks.base import Scores
@@ -45,28 +44,20 @@ class InProcess:
     def __post_init__(self) -> None:
         count_workers(self.workers)
 
-    def run(
-        self,
-        config: cfg.Config,
-        *,
-        observers: tuple[Observer, ...],
-        checkpoint: Checkpoint | None,
-        earlier: dict[str, Any],
-        started_at: float,
-    ) -> dict[str, Any]:
+    def run(self, config: cfg.Config, start: Start) -> dict[str, Any]:
         """Run a config to its end and return the summary; Ctrl-C is recorded and raised again."""
         # Worker processes inherit this: a tokenizer's threads do not survive a fork.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         tame_memory()
         config_json = travelling(config)
-        tell(observers, Preparing(what="loading model and data"))
+        tell(start.observers, Preparing(what="loading model and data"))
         runtime = runtime_for(config_json, None)
         client_app = build_app(config_json, None)
         # Before the fork, so that workers inherit the rows of the clients that it looks up.
         holdings = describe_data(runtime)
         # Likewise before the fork: what the self-test admitted once, no worker has to test again.
-        promised = promise(runtime, checkpoint.state if checkpoint else {})
-        tell_promise(observers, promised)
+        promised = promise(runtime, start.checkpoint.state if start.checkpoint else {})
+        tell_promise(start.observers, promised)
         # Counted once here instead of in every worker.
         _ = runtime.train_flops, runtime.eval_flops
         freeze_heap()
@@ -80,14 +71,11 @@ class InProcess:
         try:
             session = open_session(
                 runtime,
+                start,
                 holdings=holdings,
-                checkpoint=checkpoint,
-                earlier=earlier,
-                observers=observers,
                 shard_map=_pool_shard_map(pool, runtime),
                 workers=len(pool.pids),
                 memory_mb=lambda: tree_mb([os.getpid(), *pool.pids]),
-                started_at=started_at,
                 promise=promised,
             )
             grid = InProcessGrid(
@@ -101,14 +89,8 @@ class InProcess:
                 ),
             )
             context = Context(run_id=grid.run.run_id, node_id=1, node_config={}, state=RecordDict(), run_config={})
-            try:
+            with on_record(session):
                 build_server_app(session)(grid, context)
-            except KeyboardInterrupt:
-                close_session(session, "interrupted")
-                raise
-            except Exception:
-                mark_failed(session)
-                raise
             return close_session(session, "finished")
         finally:
             pool.close()

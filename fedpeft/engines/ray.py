@@ -19,11 +19,18 @@ from fedpeft.client.app import build_app
 from fedpeft.client.building import runtime_for
 from fedpeft.client.holdings import describe_data
 from fedpeft.core.errors import ConfigError, EngineError, FedPeftError
-from fedpeft.core.events import Observer, Preparing, tell
+from fedpeft.core.events import Preparing, tell
 from fedpeft.engines.memory import KERNEL_CACHES, tame_memory, tree_mb
-from fedpeft.engines.session import close_session, count_workers, local_shard_map, mark_failed, open_session, travelling
+from fedpeft.engines.session import (
+    Start,
+    close_session,
+    count_workers,
+    local_shard_map,
+    on_record,
+    open_session,
+    travelling,
+)
 from fedpeft.server.app import serve
-from fedpeft.server.checkpoint import Checkpoint
 from fedpeft.server.privacy import promise, tell_promise
 from fedpeft.server.rounds import Session
 
@@ -54,44 +61,32 @@ class Ray:
         if importlib.util.find_spec("ray") is None:
             raise ConfigError("engine=ray needs the package ray (pip install fedpeft[ray], or use engine=inprocess)")
 
-    def run(
-        self,
-        config: cfg.Config,
-        *,
-        observers: tuple[Observer, ...],
-        checkpoint: Checkpoint | None,
-        earlier: dict[str, Any],
-        started_at: float,
-    ) -> dict[str, Any]:
+    def run(self, config: cfg.Config, start: Start) -> dict[str, Any]:
         """Run a config to its end and return the summary; Ctrl-C is recorded and raised again."""
         tame_memory()
         workers = count_workers(self.workers)
         config_json = travelling(config)
-        tell(observers, Preparing(what="loading model and data"))
+        tell(start.observers, Preparing(what="loading model and data"))
         runtime = runtime_for(config_json, None)
-        tell(observers, Preparing(what=f"connecting to Ray at {self.address}" if self.address else "starting Ray"))
-        promised = promise(runtime, checkpoint.state if checkpoint else {})
-        tell_promise(observers, promised)
+        tell(
+            start.observers, Preparing(what=f"connecting to Ray at {self.address}" if self.address else "starting Ray")
+        )
+        promised = promise(runtime, start.checkpoint.state if start.checkpoint else {})
+        tell_promise(start.observers, promised)
         session = open_session(
             runtime,
+            start,
             holdings=describe_data(runtime),
-            checkpoint=checkpoint,
-            earlier=earlier,
-            observers=observers,
             shard_map=local_shard_map(runtime),
             workers=workers,
             memory_mb=lambda: tree_mb(_tree()),
-            started_at=started_at,
             promise=promised,
             poll_s=0.05,
         )
         try:
-            self._simulate(session, config_json, workers)
-        except KeyboardInterrupt:
-            close_session(session, "interrupted")
-            raise
+            with on_record(session):
+                self._simulate(session, config_json, workers)
         except Exception as error:
-            mark_failed(session)
             raise _cause(error) from error
         return close_session(session, "finished")
 

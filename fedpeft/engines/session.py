@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -53,17 +54,31 @@ def count_workers(workers: int | str) -> int:
     return workers
 
 
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """How a run begins: anew, or where an earlier process left it.
+
+    Attributes:
+        checkpoint: where a resumed run goes on from, None for a new one.
+        earlier: the summary of the process that wrote the checkpoint, {} for a new run.
+        observers: told of everything after the record has been.
+        started_at: ``time.time()`` when this run's process began.
+    """
+
+    checkpoint: Checkpoint | None
+    earlier: Mapping[str, Any]
+    observers: tuple[Observer, ...]
+    started_at: float
+
+
 def open_session(
     runtime: Runtime,
+    start: Start,
     *,
     holdings: dict[str, Any],
-    checkpoint: Checkpoint | None,
-    earlier: dict[str, Any],
-    observers: tuple[Observer, ...],
     shard_map: ShardMap,
     workers: int,
     memory_mb: Callable[[], float],
-    started_at: float,
     promise: PrivacyStatement | None = None,
     poll_s: float = 0.0,
     is_real: bool = False,
@@ -72,14 +87,11 @@ def open_session(
 
     Args:
         runtime: the run's model and data.
+        start: where it begins, and who is told.
         holdings: who holds what, for ``data.json``.
-        checkpoint: where a resumed run goes on from.
-        earlier: the summary of the process that wrote the checkpoint, {} for a new run.
-        observers: told of everything after the record has been.
         shard_map: spreads the server's evaluation.
         workers: processes that train at once.
         memory_mb: measures the process tree.
-        started_at: ``time.time()`` when this run's process began.
         promise: what the run's privacy promises.
         poll_s: see ``Session``.
         is_real: see ``Session``.
@@ -90,13 +102,13 @@ def open_session(
     record = RunRecord(
         run_dir,
         fixed={"name": config["name"], "workers": workers, "seed": config["seed"], "versions": versions()},
-        started_at=started_at,
+        started_at=start.started_at,
         group_names=runtime.examples.group_names,
         task_kind=config["task"]["kind"],
         memory_mb=memory_mb,
         # Without a checkpoint everything is done again: what a killed process put on record must not stay beside it.
-        resume_after=checkpoint.server_round if checkpoint else 0,
-        initial=earlier.get("initial"),
+        resume_after=start.checkpoint.server_round if start.checkpoint else 0,
+        initial=start.earlier.get("initial"),
         private=promise is not None,
         delta=promise.delta if promise else None,
     )
@@ -104,8 +116,8 @@ def open_session(
         runtime=runtime,
         record=record,
         shard_map=shard_map,
-        checkpoint=checkpoint,
-        observers=(record, *observers),
+        checkpoint=start.checkpoint,
+        observers=(record, *start.observers),
         promise=promise,
         poll_s=poll_s,
         is_real=is_real,
@@ -129,10 +141,18 @@ def close_session(session: Session, status: str) -> dict[str, Any]:
     return summary
 
 
-def mark_failed(session: Session) -> None:
-    """Say in the summary that the run failed, unless the disk is what failed."""
-    with suppress(OSError):
-        session.record.write_summary("failed")
+@contextmanager
+def on_record(session: Session) -> Iterator[None]:
+    """Put on record how rounds end that do not end well, and raise it again; a disk that failed is told nothing."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        close_session(session, "interrupted")
+        raise
+    except Exception:
+        with suppress(OSError):
+            session.record.write_summary("failed")
+        raise
 
 
 def local_shard_map(runtime: Runtime) -> ShardMap:

@@ -101,6 +101,34 @@ class ExampleLevel:
 
         return list(privacy_problems(self, strategy, method, codec, config))
 
+    def statement(
+        self,
+        *,
+        noise_multiplier: float | None,
+        sampling_rate: float | None,
+        steps: int | None,
+        epsilon: float,
+        epsilon_rdp: float | None,
+        accountant: str,
+    ) -> PrivacyStatement:
+        """Return this promise in words, with the numbers of a run; see ``PrivacyStatement``."""
+        return PrivacyStatement(
+            unit="one example of a client, from the server and everybody else",
+            adjacency="add or remove one example of one client",
+            mechanism="DP-SGD on the client: each example's gradient is clipped and their sum noised in every step",
+            sampling="each example by a coin of its own in each step",
+            noise_multiplier=noise_multiplier,
+            clip_norm=self.clip_norm,
+            sampling_rate=sampling_rate,
+            steps=steps,
+            delta=self.delta,
+            epsilon=epsilon,
+            epsilon_rdp=epsilon_rdp,
+            accountant=accountant,
+            trust="nobody: noise is added on the device before anything leaves it",
+            not_covered=NOT_COVERED + ((HELD_OUT,) if self.tell_evaluations else ()),
+        )
+
     def plan(self, *, num_examples: int, batch_size: int, steps: int, rounds: int) -> ExampleLevelRun:
         """Return what carries this out on one client.
 
@@ -211,21 +239,13 @@ class ExampleLevelRun:
         ]
         delta = self.settings.delta
         bound, by_rdp = epsilon(planned, delta), epsilon(planned, delta, accountant="rdp")
-        return PrivacyStatement(
-            unit="one example of a client, from the server and everybody else",
-            adjacency="add or remove one example of one client",
-            mechanism="DP-SGD on the client: each example's gradient is clipped and their sum noised in every step",
-            sampling="each example by a coin of its own in each step",
+        return self.settings.statement(
             noise_multiplier=self.noise_multiplier,
-            clip_norm=self.settings.clip_norm,
             sampling_rate=self.sampling_rate,
             steps=self.steps * self.rounds,
-            delta=delta,
             epsilon=bound,
             epsilon_rdp=by_rdp,
             accountant=named(bound, by_rdp),
-            trust="nobody: noise is added on the device before anything leaves it",
-            not_covered=NOT_COVERED + ((HELD_OUT,) if self.settings.tell_evaluations else ()),
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from fedpeft.core.errors import ConfigError
 from fedpeft.privacy.calibrate import rough_noise_multiplier
 from fedpeft.privacy.example_level import ExampleLevel, ExampleLevelRun
 from fedpeft.privacy.statement import PrivacyStatement
@@ -46,6 +47,34 @@ def promise_for_all(
         sampling_rate_least=min(rates) if min(rates) < max(rates) else None,
         steps=max(steps),
         steps_least=min(steps) if min(steps) < max(steps) else None,
+    )
+
+
+def promise_unseen(level: ExampleLevel, *, steps: int | None) -> PrivacyStatement:
+    """Return a statement for devices that keep to themselves how many examples they hold: none passes the budget.
+
+    Each fits its own noise to the budget, or with ``noise_multiplier`` stops where its ledger has come to it.
+
+    Args:
+        level: what is promised.
+        steps: optimiser steps of the whole run, None where they depend on the examples.
+
+    Raises:
+        ConfigError: there is no budget, and so nothing that is the same for all of them.
+    """
+    if level.epsilon is None:
+        raise ConfigError(
+            "on real devices nobody but a device knows how many examples it has, and so what epsilon "
+            f"privacy.noise_multiplier={level.noise_multiplier:g} comes to (set privacy.epsilon, a budget that each "
+            "device keeps)"
+        )
+    return level.statement(
+        noise_multiplier=level.noise_multiplier,
+        sampling_rate=None,
+        steps=steps,
+        epsilon=level.epsilon,
+        epsilon_rdp=None,
+        accountant=level.accountant,
     )
 
 

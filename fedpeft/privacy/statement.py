@@ -14,6 +14,8 @@ STATEMENT = "privacy.json"
 """Name of the file that a run directory keeps its statement in."""
 TERMS = "terms"
 """What that file keeps of the settings that the promise is made of."""
+FITTED = "fitted by each device to its own examples"
+KEPT = "known to each device alone"
 OF_THE_RUN = frozenset({"spent", "releases", TERMS})
 """What that file says besides: epsilon so far, how many releases it came from, and the terms."""
 
@@ -27,10 +29,12 @@ class PrivacyStatement:
         adjacency: which two data sets must look alike, e.g. ``add or remove one client``.
         mechanism: what is clipped and noised, where.
         sampling: how the units of a step are drawn.
-        noise_multiplier: standard deviation of the noise over the sensitivity; the least where clients differ.
+        noise_multiplier: standard deviation of the noise over the sensitivity; the least where clients differ, None
+            where each device fits its own and keeps it to itself.
         clip_norm: L2 norm that a unit's contribution is clipped to.
-        sampling_rate: chance with which a unit takes part in a step, 1 for all; the largest where clients differ.
-        steps: releases that are planned for the whole run; the most where clients differ.
+        sampling_rate: chance with which a unit takes part in a step, 1 for all; the largest where clients differ, None
+            where only each device knows its own.
+        steps: releases that are planned for the whole run; the most where clients differ, None like the rate.
         delta: of (epsilon, delta)-DP.
         epsilon: what the planned steps will have spent, infinite without noise.
         epsilon_rdp: the same by RDP, None where not computed.
@@ -47,10 +51,10 @@ class PrivacyStatement:
     adjacency: str
     mechanism: str
     sampling: str
-    noise_multiplier: float
+    noise_multiplier: float | None
     clip_norm: float
-    sampling_rate: float
-    steps: int
+    sampling_rate: float | None
+    steps: int | None
     delta: float
     epsilon: float
     accountant: str
@@ -64,7 +68,7 @@ class PrivacyStatement:
 
     def lines(self) -> list[str]:
         """Return the statement for people, ``name: text`` on each line."""
-        steps = counted(self.steps, "step")
+        steps = "all its steps" if self.steps is None else counted(self.steps, "step")
         if self.steps_least is not None:
             steps = f"{self.steps_least:,} to {steps} by client"
         spent = f"{show_epsilon(self.epsilon)} at delta {self.delta:g} after {steps}"
@@ -73,8 +77,8 @@ class PrivacyStatement:
             "protects": f"{self.unit} ({self.adjacency})",
             "epsilon": f"{spent} ({self.accountant.upper()}{beside})",
             "mechanism": f"{self.mechanism}; clip norm {self.clip_norm:g}, noise multiplier "
-            f"{show_span(self.noise_multiplier, self.noise_multiplier_most)}",
-            "sampling": f"{self.sampling}; rate {show_span(self.sampling_rate_least, self.sampling_rate)}",
+            f"{show_span(self.noise_multiplier, self.noise_multiplier_most) or FITTED}",
+            "sampling": f"{self.sampling}; rate {show_span(self.sampling_rate_least, self.sampling_rate) or KEPT}",
             "trust": self.trust,
         }
         width = max(map(len, (*rows, "not covered")))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fedpeft.config import is_deployed
 from fedpeft.core.errors import FedPeftError, ReportError
 from fedpeft.report.fields import Fields
 from fedpeft.report.promise import PrivacyView
@@ -66,8 +67,7 @@ class RunView:
     @property
     def is_real(self) -> bool:
         """Whether the clients were real devices: their seconds, joules and memory are measured."""
-        engine = self.config.get("engine")
-        return isinstance(engine, Mapping) and str(engine.get("_target_", "")).endswith(".Deploy")
+        return is_deployed(self.config)
 
     @property
     def figures(self) -> Fields:

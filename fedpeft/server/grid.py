@@ -15,6 +15,7 @@ from fedpeft.core.errors import EngineError, printable
 from fedpeft.core.events import ClientReplied, ExchangeStarted, Observer, tell
 from fedpeft.core.types import Cost, Work
 from fedpeft.server.figures import number
+from fedpeft.server.passing_grid import PassingGrid
 from fedpeft.server.world import Exchange, Refusal, VirtualClock, World, cut_short
 from fedpeft.strategies.roster import Roster
 
@@ -45,7 +46,7 @@ class _Arrived:
     predicted: Cost | None
 
 
-class ClockedGrid(Grid):
+class ClockedGrid(PassingGrid):
     """Passes messages on, predicts each exchange's time on the client's device, and drops what would not come.
 
     A message for a client whose device cannot hold the work never leaves (``memory``). A client that becomes
@@ -84,7 +85,7 @@ class ClockedGrid(Grid):
         poll_s: float = 0.0,
         stop: Event | None = None,
     ) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.clock = VirtualClock()
         self._roster = roster
         self._world = world
@@ -100,25 +101,6 @@ class ClockedGrid(Grid):
         self._arrived: list[_Arrived] = []
         self._slowest_s = 0.0
         self._someone_missing = False
-
-    @property
-    def run(self) -> object:  # type: ignore[override]
-        """The inner grid's run."""
-        return self.inner.run
-
-    def set_run(self, run: object) -> None:
-        """Pass on to the inner grid."""
-        self.inner.set_run(run)  # type: ignore[arg-type]
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Pass on to the inner grid."""
-        return self.inner.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Pass on to the inner grid."""
-        return self.inner.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send messages and note what goes down; queries cost nothing."""

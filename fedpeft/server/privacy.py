@@ -12,6 +12,7 @@ from typing import Any
 
 from fedpeft.client.private_round import prepare
 from fedpeft.client.runtime import Runtime
+from fedpeft.config import is_deployed
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.events import Observer, PrivacyPromised, tell
 from fedpeft.privacy.client_level import ClientLevel
@@ -94,8 +95,7 @@ def check_ledgers(config: Mapping[str, Any], checkpoint: Checkpoint | None, fini
     if state or (run_dir / ROUNDS).exists():
         check_terms(config, level, state)
         if level is not None:
-            on_devices = str(config["engine"]["_target_"]).endswith(".Deploy")
-            audit(run_dir, level=level.name, run_id=config["run_id"], on_devices=on_devices)
+            audit(run_dir, level=level.name, run_id=config["run_id"], on_devices=is_deployed(config))
     if not isinstance(level, ClientLevel) or not (state or (run_dir / LEDGER).exists()):
         return
     rounds = PrivateRounds(_plan(level, config), Ledger(run_dir / LEDGER, read_only=True), config["run_id"])

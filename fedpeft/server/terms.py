@@ -29,7 +29,7 @@ Terms = Mapping[str, Any]
 
 def level_of(config: Mapping[str, Any]) -> Any:
     """Return the level of privacy that a plain config builds, None for none."""
-    return cfg.build(config["privacy"]) if "_target_" in config["privacy"] else None
+    return cfg.build_if_named(config["privacy"])
 
 
 def terms_of(level: Any, config: Mapping[str, Any]) -> Terms:

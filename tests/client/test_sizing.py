@@ -23,15 +23,17 @@ from fedpeft.client.sizing import holds_gradients, neighbours
 from fedpeft.client.trainer import autocast
 from fedpeft.core.wire import Instruction
 from fedpeft.device_profiles.checkpointing import checkpointed
+from fedpeft.privacy.client_level import ClientLevel
+from fedpeft.privacy.example_level import ExampleLevel
 
 Make = Callable[..., dict[str, Any]]
 
-LEVELS: list[dict[str, Any]] = [
-    {},
-    {"_target_": "fedpeft.privacy.example_level.ExampleLevel"},
-    {"_target_": "fedpeft.privacy.example_level.ExampleLevel", "mode": "hooks"},
-    {"_target_": "fedpeft.privacy.example_level.ExampleLevel", "mode": "microbatch"},
-    {"_target_": "fedpeft.privacy.client_level.ClientLevel"},
+LEVELS = [
+    None,
+    ExampleLevel(epsilon=8.0),
+    ExampleLevel(epsilon=8.0, mode="hooks"),
+    ExampleLevel(epsilon=8.0, mode="microbatch"),
+    ClientLevel(epsilon=8.0),
 ]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from toy import refusals
 
 import fedpeft
 from fedpeft import config as cfg
@@ -101,7 +102,9 @@ def test_every_device_profile_is_checked_under_its_own_name(profile: str) -> Non
 
 
 def test_the_config_as_it_is_runs() -> None:
-    cfg.check(cfg.compose([]))
+    config = cfg.compose([])
+    assert refusals(config) == []
+    assert len(refusals({**config, "rounds": 0})) == 1
 
 
 def test_every_group_is_chosen_somewhere() -> None:
@@ -139,7 +142,15 @@ def test_every_class_that_a_config_could_name_has_a_yaml(part: str) -> None:
         },
         "methods": {"base", "heads", "inject", "placement", "saving", "targets", "virtual"},
         "selection": {"base", "crowd", "history"},
-        "engines": {"flower_private", "flower_private_device", "grid", "memory", "pool", "session"},
+        "engines": {
+            "flower_private",
+            "flower_private_device",
+            "flower_private_node",
+            "grid",
+            "memory",
+            "pool",
+            "session",
+        },
     }[part]
     files = {path.stem for path in (Path(fedpeft.__file__).parent / part).glob("*.py")} - {"__init__"}
     assert files - helpers == modules

@@ -10,6 +10,8 @@ import psutil
 import pytest
 from real_federation import COMMAND, Federation, federation, smaller, write_own_files
 
+from fedpeft.engines.deploy.whereabouts import Whereabouts
+
 
 @pytest.fixture(scope="module")
 def done(toy: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
@@ -88,5 +90,7 @@ def test_nothing_of_the_server_is_left_behind(done: Federation) -> None:
     port = str(done.port)
     left = [p.info["cmdline"] for p in psutil.process_iter(["cmdline"]) if port in " ".join(p.info["cmdline"] or [])]
     assert [line for line in left if "flower-super" in " ".join(line) and "node" not in " ".join(line)] == []
-    assert not (done.state / "state.json").exists()
+    left = Whereabouts.read(done.state)
+    assert left is not None and not left.alive
+    assert left.run_dir == str(done.run_dir)
     assert COMMAND

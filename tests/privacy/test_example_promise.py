@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from fedpeft.core.errors import ConfigError
 from fedpeft.privacy.example_level import ExampleLevel
-from fedpeft.privacy.example_promise import promise_for_all
+from fedpeft.privacy.example_promise import promise_for_all, promise_unseen
+from fedpeft.privacy.statement import PrivacyStatement
 
 DELTA, BATCH, ROUNDS = 1e-3, 16, 3
 
@@ -46,3 +48,19 @@ def test_clients_that_are_alike_have_no_spans(level: ExampleLevel) -> None:
     found = promise_for_all(level, {64: 4}, batch_size=BATCH, rounds=ROUNDS)
     assert (found.noise_multiplier_most, found.sampling_rate_least, found.steps_least) == (None, None, None)
     assert (found.sampling_rate, found.steps) == (0.25, 12)
+
+
+def test_devices_that_keep_their_sizes_are_promised_the_budget() -> None:
+    stated = promise_unseen(ExampleLevel(epsilon=8.0, delta=1e-6), steps=40)
+    assert (stated.epsilon, stated.delta, stated.steps) == (8.0, 1e-6, 40)
+    assert stated.noise_multiplier is stated.sampling_rate is stated.epsilon_rdp is None
+    said = "\n".join(stated.lines())
+    assert "8.000 at delta 1e-06 after 40 steps" in said
+    assert "noise multiplier fitted by each device" in said and "rate known to each device alone" in said
+    assert PrivacyStatement.from_dict(stated.to_dict()) == stated
+    assert "after all its steps" in "\n".join(promise_unseen(ExampleLevel(epsilon=8.0), steps=None).lines())
+
+
+def test_noise_alone_promises_devices_of_unknown_size_nothing() -> None:
+    with pytest.raises(ConfigError, match=r"noise_multiplier=1 comes to \(set privacy.epsilon"):
+        promise_unseen(ExampleLevel(noise_multiplier=1.0), steps=4)

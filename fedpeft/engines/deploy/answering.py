@@ -57,7 +57,9 @@ class Answering:
         from fedpeft.client.building import runtime_for
 
         self.admit(config)
-        runtime_for(config, self.fence.allow, self.own)
+        runtime = runtime_for(config, self.fence.allow, self.own)
+        # Counted once here instead of in every fork.
+        _ = runtime.train_flops, runtime.eval_flops
 
     def admit(self, config: str) -> None:
         """Refuse a config that the operator does not allow.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -138,6 +139,15 @@ class Control:
             EngineError: the SuperLink cannot be reached or refuses.
         """
         return int(self._ask(lambda _: flower_private.start_run(self._client, app, settings), None))
+
+    def stop_run(self, run_id: int) -> None:
+        """End a run, if it has not ended by itself: devices then drop what they have of it.
+
+        Raises:
+            EngineError: the SuperLink cannot be reached.
+        """
+        with suppress(_RefusedError):
+            self._ask(lambda _: flower_private.stop_run(self._client, run_id), None)
 
     def run_status(self, run_id: int) -> tuple[str, str, str]:
         """Return a run's status (``pending``, ``starting``, ``running``, ``finished``), how it ended, and in words.

@@ -17,7 +17,7 @@ from fedpeft.engines.deploy.executor import ForkingExecutor
 from fedpeft.engines.deploy.node import Node, NodeSettings
 from fedpeft.engines.deploy.reach import clock_found
 from fedpeft.engines.deploy.telling import Event
-from fedpeft.engines.flower_private_device import UNAUTHORIZED, UNKNOWN_KEY
+from fedpeft.engines.flower_private_node import UNAUTHORIZED, UNKNOWN_KEY
 from fedpeft.server.files import write_atomic
 
 POLL_S = 0.1

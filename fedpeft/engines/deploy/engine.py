@@ -6,9 +6,12 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from fedpeft import __version__
 from fedpeft import config as cfg
@@ -22,12 +25,12 @@ from fedpeft.engines.deploy.certificates import ensure_certificates
 from fedpeft.engines.deploy.control import Control, sync
 from fedpeft.engines.deploy.event_file import NAME, Follower, ServerFailedError
 from fedpeft.engines.deploy.folder import write_file
-from fedpeft.engines.deploy.processes import ServerProcesses
+from fedpeft.engines.deploy.processes import ServerProcesses, is_alive
 from fedpeft.engines.deploy.registry import Registry
 from fedpeft.engines.deploy.superlink import admin_secret
 from fedpeft.engines.deploy.whereabouts import Whereabouts, split_address
-from fedpeft.engines.session import travelling
-from fedpeft.server.checkpoint import Checkpoint, load_checkpoint
+from fedpeft.engines.session import Start, travelling
+from fedpeft.server.checkpoint import load_checkpoint
 from fedpeft.server.privacy import check_ledgers
 from fedpeft.server.record import SUMMARY
 
@@ -87,15 +90,7 @@ class Deploy:
         if self.wait_for is not None and (type(self.wait_for) is not int or self.wait_for < 1):
             raise ConfigError(f"server.wait_for must be null or a whole number >= 1, got {self.wait_for!r}")
 
-    def run(
-        self,
-        config: cfg.Config,
-        *,
-        observers: tuple[Observer, ...],
-        checkpoint: Checkpoint | None,
-        earlier: dict[str, Any],
-        started_at: float,
-    ) -> dict[str, Any]:
+    def run(self, config: cfg.Config, start: Start) -> dict[str, Any]:
         """Run a config to its end and return the summary; Ctrl-C is recorded and raised again."""
         _refuse_what_devices_cannot(config)
         state = Path(self.state_dir).expanduser().absolute()
@@ -104,16 +99,16 @@ class Deploy:
             raise ConfigError(f"no device is registered in {state} (run: fedpeft server add-device NAME)")
         certificates = ensure_certificates(state, [split_address(self.address)[0], *self.hosts])
         admin_secret(state)
-        tell(observers, Preparing(what="reading the names of labels and groups"))
+        tell(start.observers, Preparing(what="reading the names of labels and groups"))
         config = {**config, DEPLOYED: {**names_in(config), "version": __version__}}
-        tell(observers, Preparing(what=f"starting Flower's SuperLink at {self.address}"))
+        tell(start.observers, Preparing(what=f"starting Flower's SuperLink at {self.address}"))
         run_dir = Path(config["run_dir"])
         launch = {
             "nodes": str(state / "nodes.json"),
             "wait_for": self.wait_for or min(config["cohort_size"], len(registry.devices)),
-            "resuming": checkpoint is not None,
-            "earlier": earlier,
-            "started_at": started_at,
+            "resuming": start.checkpoint is not None,
+            "earlier": dict(start.earlier),
+            "started_at": start.started_at,
             "folder": os.getcwd(),
         }
         with (
@@ -121,11 +116,8 @@ class Deploy:
             Control(server.local_address, certificates.ca) as control,
         ):
             Whereabouts(address=self.address, run_dir=str(run_dir), pid=os.getpid()).write(state)
-            try:
-                _note_nodes(control, state)
-                return _Run(control, server, state, observers).to_its_end(config, launch)
-            finally:
-                (state / "state.json").unlink(missing_ok=True)
+            _note_nodes(control, state)
+            return _Run(control, server, state, start.observers).to_its_end(config, launch)
 
 
 def _submit(control: Control, config: cfg.Config, launch: Mapping[str, Any]) -> int:
@@ -137,7 +129,9 @@ def _submit(control: Control, config: cfg.Config, launch: Mapping[str, Any]) -> 
 def _note_nodes(control: Control, state: Path) -> None:
     """Let the registered devices in, and tell the ServerApp whose key each node has."""
     nodes = sync(control, Registry.load(state))
-    write_file(state / "nodes.json", _json({str(node): device.client_id for node, device in nodes.items()}))
+    path, found = state / "nodes.json", _json({str(node): device.client_id for node, device in nodes.items()})
+    if not path.exists() or path.read_bytes() != found:
+        write_file(path, found)
 
 
 class _ServerGoneError(EngineError):
@@ -176,6 +170,8 @@ class _Run:
                 if not tries_left:
                     raise
                 tell(self._observers, Preparing(what=f"{error}: starting it again"))
+                with suppress(EngineError):
+                    self._control.stop_run(run_id)
             checkpoint = load_checkpoint(run_dir / "checkpoints")
             check_ledgers(config, checkpoint, finished=False)
             earlier = json.loads((run_dir / SUMMARY).read_bytes()) if checkpoint else {}
@@ -185,30 +181,36 @@ class _Run:
     def _follow(self, run_dir: Path, run_id: int) -> dict[str, Any]:
         """Hand on the events and return the summary."""
         follower = Follower(run_dir / NAME)
+        app: psutil.Process | None = None
         while True:
+            # Looked for before it is listened to: its last words count.
+            gone = "" if app is None or is_alive(app) else "the ServerApp was killed"
+            if time.monotonic() - self._looked_s > SYNC_S:
+                gone = self._look(run_id) or gone
+                app = app or self._server.server_app()
             for event in follower.new():
                 if isinstance(event, ServerFailedError):
                     raise event
                 tell(self._observers, event)
                 if isinstance(event, RunFinished):
                     return dict(event.summary)
-            if time.monotonic() - self._looked_s > SYNC_S:
-                self._look(run_id)
+            if gone:
+                raise _ServerGoneError(gone)
             time.sleep(LOOK_S)
 
-    def _look(self, run_id: int) -> None:
-        """Start again what has died, let new devices in, and see whether the ServerApp lives."""
+    def _look(self, run_id: int) -> str:
+        """Start again what has died, let new devices in, and return how the ServerApp ended, "" where it did not."""
         self._looked_s = time.monotonic()
         if self._server.keep():
-            return
+            return ""
         try:
             _note_nodes(self._control, self._state)
             status, ended, details = self._control.run_status(run_id)
         except EngineError:
             # A SuperLink that has just been started again.
-            return
-        if status == "finished" and ended != "completed":
-            raise _ServerGoneError(f"the ServerApp ended ({f'{ended} {details}'.strip()})")
+            return ""
+        failed = status == "finished" and ended != "completed"
+        return f"the ServerApp ended ({f'{ended} {details}'.strip()})" if failed else ""
 
 
 def _refuse_what_devices_cannot(config: cfg.Config) -> None:

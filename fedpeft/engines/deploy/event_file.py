@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -61,10 +62,9 @@ class Follower:
         """Yield what has been written since the last call; a file that was begun anew is read from its beginning."""
         try:
             with self._path.open("rb") as stream:
-                found = stream.fileno()
-                inode, size = _inode_and_size(found)
-                if inode != self._inode or size < self._read:
-                    self._inode, self._read = inode, 0
+                found = os.fstat(stream.fileno())
+                if found.st_ino != self._inode or found.st_size < self._read:
+                    self._inode, self._read = found.st_ino, 0
                 stream.seek(self._read)
                 data = stream.read()
         except FileNotFoundError:
@@ -100,10 +100,3 @@ def _read(data: dict[str, Any]) -> Event | ServerFailedError:
         data["lines"] = tuple(data["lines"])
     event: Event = kind(**data)
     return event
-
-
-def _inode_and_size(descriptor: int) -> tuple[int, int]:
-    import os
-
-    found = os.fstat(descriptor)
-    return found.st_ino, found.st_size

@@ -8,11 +8,12 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Error, Message
 from flwr.serverapp import Grid
 
 from fedpeft.core import wire
 from fedpeft.core.errors import WireError
+from fedpeft.server.passing_grid import PassingGrid
 
 ERROR_STRANGER = 2
 """Flower's code for a reply that is an error."""
@@ -20,7 +21,7 @@ POLL_S = 0.1
 """Seconds between two looks for replies; Flower's own grid looks every three seconds."""
 
 
-class NamedGrid(Grid):
+class NamedGrid(PassingGrid):
     """Lets a device say only of itself who it is: its node has a key, and the key is registered for one client.
 
     Args:
@@ -29,41 +30,26 @@ class NamedGrid(Grid):
     """
 
     def __init__(self, inner: Grid, nodes: Path) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._nodes = nodes
         self._questions: dict[str, Message] = {}
-
-    @property
-    def run(self) -> object:  # type: ignore[override]
-        """The inner grid's run."""
-        return self._inner.run
-
-    def set_run(self, run: object) -> None:
-        """Pass on to the inner grid."""
-        self._inner.set_run(run)  # type: ignore[arg-type]
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Pass on to the inner grid."""
-        return self._inner.create_message(content, message_type, dst_node_id, group_id, ttl)
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the nodes that are online and registered."""
         known = self._clients()
-        return [node for node in self._inner.get_node_ids() if node in known]
+        return [node for node in self.inner.get_node_ids() if node in known]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Pass on, and remember the questions: Flower's replies do not repeat them."""
         batch = list(messages)
-        ids = list(self._inner.push_messages(batch))
+        ids = list(self.inner.push_messages(batch))
         hellos = {one: m for one, m in zip(ids, batch, strict=True) if m.metadata.message_type == wire.HELLO_QUERY}
         self._questions |= hellos
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Pass on; a device that claims to be another one's client gets an error for a reply."""
-        return [self._checked(reply) for reply in self._inner.pull_messages(list(message_ids))]
+        return [self._checked(reply) for reply in self.inner.pull_messages(list(message_ids))]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and return the replies that come in time, each checked."""

@@ -139,7 +139,7 @@ def main(argv: Sequence[str]) -> int:
         argv: ``--tell FD --parent PID --poll SECONDS [--link FILE] [--last-id ID] -- OPTIONS OF FLOWER-SUPERNODE``.
     """
     from fedpeft.engines.deploy.parenthood import die_with
-    from fedpeft.engines.flower_private_device import run_supernode
+    from fedpeft.engines.flower_private_node import run_supernode
     from fedpeft.server.files import write_atomic
 
     parser = argparse.ArgumentParser(prog="fedpeft.engines.deploy.node")

@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from fedpeft.core.errors import ConfigError, EngineError
 from fedpeft.engines.deploy.certificates import Certificates
 from fedpeft.engines.deploy.folder import write_file
@@ -78,6 +80,16 @@ class ServerProcesses:
             self._start(name)
         return ended
 
+    def server_app(self) -> psutil.Process | None:
+        """Return the ServerApp that was started last, None where there is none."""
+        with suppress(psutil.Error):
+            children = psutil.Process(self._children["superexec"].pid).children(recursive=True)
+            found = [
+                one for one in children if is_alive(one) and any("flwr-serverapp" in word for word in one.cmdline())
+            ]
+            return max(found, key=lambda one: one.create_time(), default=None)
+        return None
+
     @property
     def _secret(self) -> Path:
         return self.state_dir / "superexec.secret"
@@ -102,12 +114,18 @@ class ServerProcesses:
         while time.monotonic() < until:
             if self._children["superlink"].poll() is not None:
                 break
-            with socket.socket() as probe:
-                probe.settimeout(1.0)
-                if probe.connect_ex((host, port)) == 0:
-                    return
+            with suppress(OSError), socket.create_connection((host, port), timeout=1.0):
+                return
             time.sleep(0.1)
         raise EngineError(f"Flower's SuperLink did not start: see {self.state_dir / 'superlink.log'}")
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Return whether a process runs: one that has ended and was not waited for does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def stop(child: subprocess.Popen[bytes]) -> None:

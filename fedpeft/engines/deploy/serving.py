@@ -19,8 +19,9 @@ from fedpeft.core.errors import EngineError
 from fedpeft.core.events import Preparing, tell
 from fedpeft.engines.deploy.event_file import NAME, EventFile
 from fedpeft.engines.deploy.named_grid import POLL_S, NamedGrid
+from fedpeft.engines.flower_private import is_link_error
 from fedpeft.engines.memory import tame_memory, tree_mb
-from fedpeft.engines.session import close_session, local_shard_map, mark_failed, open_session
+from fedpeft.engines.session import Start, close_session, local_shard_map, on_record, open_session
 from fedpeft.server.app import serve
 from fedpeft.server.checkpoint import load_checkpoint
 from fedpeft.server.privacy import promise, tell_promise
@@ -68,7 +69,9 @@ def _tell_all(grid: Grid, config_json: str, launch: Mapping[str, Any], run_dir: 
     try:
         _serve(NamedGrid(grid, Path(launch["nodes"])), config_json, launch, run_dir, events)
     except BaseException as error:
-        events.failed(error)
+        # Without a word of failure, the launcher starts another ServerApp, from the last checkpoint.
+        if not is_link_error(error):
+            events.failed(error)
         raise
     finally:
         events.close()
@@ -78,33 +81,29 @@ def _serve(grid: NamedGrid, config_json: str, launch: Mapping[str, Any], run_dir
     tame_memory()
     tell((events,), Preparing(what="loading model and data"))
     runtime = runtime_for(config_json, None)
-    checkpoint = load_checkpoint(run_dir / "checkpoints") if launch["resuming"] else None
-    promised = promise(runtime, checkpoint.state if checkpoint else {})
+    start = Start(
+        checkpoint=load_checkpoint(run_dir / "checkpoints") if launch["resuming"] else None,
+        earlier=launch["earlier"],
+        observers=(events,),
+        started_at=float(launch["started_at"]),
+    )
+    promised = promise(runtime, start.checkpoint.state if start.checkpoint else {})
     tell_promise((events,), promised)
     _wait_for(grid, int(launch["wait_for"]), events)
     session = open_session(
         runtime,
+        start,
         holdings=describe_data(runtime),
-        checkpoint=checkpoint,
-        earlier=dict(launch["earlier"]),
-        observers=(events,),
         shard_map=local_shard_map(runtime),
         # The devices' processes are theirs; nobody here waits for a share of them.
         workers=0,
         memory_mb=lambda: tree_mb([os.getpid()]),
-        started_at=float(launch["started_at"]),
         promise=promised,
         poll_s=POLL_S,
         is_real=True,
     )
-    try:
+    with on_record(session):
         serve(grid, session)
-    except KeyboardInterrupt:
-        close_session(session, "interrupted")
-        raise
-    except Exception:
-        mark_failed(session)
-        raise
     close_session(session, "finished")
 
 
