@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fedpeft.core import wire
@@ -79,6 +80,19 @@ class FakeGrid(Grid):
         else:
             self._replies[message_id] = self.answer(self.clients[message.metadata.dst_node_id], message)
         return message_id
+
+
+def grid_of_app(clients: Mapping[int, int], app: ClientApp) -> FakeGrid:
+    """Return a grid whose clients are a real ClientApp, told by its node's config which of them it is."""
+    from fedpeft.engines.grid import handle
+
+    def answer(client_id: int, message: Message) -> list[Message]:
+        node = {"partition-id": client_id}
+        context = Context(run_id=1, node_id=7, node_config=node, state=RecordDict(), run_config={})
+        replies: Iterable[Message] = handle(app, (message, context))
+        return list(replies)[:1]
+
+    return FakeGrid(clients, answer)
 
 
 def nodes(count: int) -> dict[int, int]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
 import torch
 from torch import nn
+
+from fedpeft.tasks.text_classification import TextClassification
 
 LAYERS = 3
 KINDS = ("bert", "gpt2", "llama")
@@ -34,6 +37,17 @@ def batch_of(*lengths: int, padding: int = 0) -> dict[str, torch.Tensor]:
     for i, length in enumerate(lengths):
         ids[i, :length] = torch.randint(4, 64, (length,), generator=generator)
     return {"input_ids": ids, "attention_mask": (ids > 0).long(), "labels": torch.arange(len(lengths)) % 2}
+
+
+def labelled_texts(count: int, *, longest: int, shortest: int, labels: int) -> TextClassification:
+    """So many random texts whose lengths lie between these, each with one of so many labels."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(shortest, longest + 1, size=count)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return TextClassification(
+        tokens=rng.integers(4, 60, size=offsets[-1]).astype(np.int32), types=None, offsets=offsets,
+        labels=rng.integers(labels, size=count), groups=np.zeros(count, np.int64), num_groups=1, pad_id=0,
+    )  # fmt: skip
 
 
 def wrapped(kind: str, name: str) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,12 @@ def write(folder: Path, family: str, *, causal: bool = False) -> str:
     return str(folder)
 
 
+def write_all(root: Path) -> dict[tuple[str, bool], str]:
+    """Write a classifier of each family and a causal language model of each decoder; return folders by both."""
+    made = {(family, False): write(root / family, family) for family in (*ENCODERS, *DECODERS)}
+    return made | {(family, True): write(root / f"{family}-lm", family, causal=True) for family in DECODERS}
+
+
 def load(folder: str, *, causal: bool = False, dtype: str = "float32") -> Any:
     """Load what ``write`` wrote, without dropout."""
     import torch
@@ -68,6 +75,39 @@ def shift(tensors: Any, scale: float = 0.3) -> None:
     with torch.no_grad():
         for tensor in tensors:
             tensor.add_(torch.randn(tensor.shape, generator=generator) * scale)
+
+
+def save(method: Any, tunable: Any, folder: Path, base_model: str) -> str:
+    """Save what is attached, moved as by training, as an adapter; return the kind that its config names."""
+    from fedpeft.methods.base import extract_tensors
+
+    shift(tunable.trainable)
+    method.save(extract_tensors(tunable.shared), folder, base_model=base_model, head_keys=tunable.head_keys)
+    return str(json.loads((folder / "adapter_config.json").read_text())["peft_type"])
+
+
+def assert_padding_changes_nothing(model: Any) -> None:
+    """Hold a short text's logits in a padded batch against those that it has alone."""
+    import torch
+
+    batch = texts()
+    with torch.no_grad():
+        alone = model(**{key: value[1:2, :4] for key, value in batch.items()}).logits
+        torch.testing.assert_close(model(**batch).logits[1:2], alone, rtol=1e-5, atol=1e-5)
+
+
+def assert_generation_is_reading(model: Any, *, use_cache: bool) -> None:
+    """Hold the scores of each generated token against a plain forward pass over all tokens before it."""
+    import torch
+
+    ids = texts()["input_ids"][:1]
+    out = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, min_new_tokens=4, do_sample=False,
+        use_cache=use_cache, output_logits=True, return_dict_in_generate=True, pad_token_id=0,
+    )  # fmt: skip
+    with torch.no_grad():
+        every = model(input_ids=out.sequences, attention_mask=torch.ones_like(out.sequences)).logits
+    torch.testing.assert_close(torch.stack(out.logits, dim=1), every[:, 6:-1], rtol=1e-4, atol=1e-4)
 
 
 def by_hand(heads: int = 1) -> Any:

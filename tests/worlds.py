@@ -11,10 +11,12 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import yaml
+from fake_grid import trained
 
 from fedpeft.core.masks import mask_size
 from fedpeft.core.orders import CONTROL, MERGE, Orders
@@ -35,20 +37,25 @@ DENSITY = 0.25
 """Share of a weight that masks cover: 5 and 6 places."""
 
 
-def strategies() -> list[type[FedPeft]]:
-    """Return every strategy class that a file in fedpeft/strategies defines; what is only to be built on is none."""
-    folder = Path(base.__file__).parent
+def defined(beside: ModuleType, root: type[Any]) -> list[type[Any]]:
+    """Return every class below ``root`` that a file beside a module defines; what is only to be built on is none."""
+    folder = Path(str(beside.__file__)).parent
     names = sorted(path.stem for path in folder.glob("*.py") if path.stem not in ("__init__", "base"))
-    modules = [importlib.import_module(f"fedpeft.strategies.{name}") for name in names]
+    modules = [importlib.import_module(f"{beside.__package__}.{name}") for name in names]
     return [
         kind
         for module in modules
         for kind in vars(module).values()
         if isinstance(kind, type)
-        and issubclass(kind, FedPeft)
+        and issubclass(kind, root)
         and kind.__module__ == module.__name__
         and not inspect.isabstract(kind)
     ]
+
+
+def strategies() -> list[type[FedPeft]]:
+    """Return every strategy class."""
+    return defined(base, FedPeft)
 
 
 def settings(kind: type[FedPeft]) -> dict[str, Any]:
@@ -113,13 +120,6 @@ def world(kind: type[FedPeft], mixed: bool | None = None) -> World:
     return World(tensors={key: tensors[key] for key in sorted(tensors)}, ranks=plan, mixed=mixed)
 
 
-def returned(client_id: int, sent: Tensors, config: Mapping[str, Any], server_round: int = 1) -> Tensors:
-    """Return what an honest client sends back: a small change of its own of whatever its orders let train."""
-    rng = np.random.default_rng([client_id, server_round])
-    keys = Orders.read(config).returned(sent)
-    return {key: (sent[key] + 0.1 * rng.normal(size=sent[key].shape)).astype(np.float32) for key in keys}
-
-
 def update(
     strategy: FedPeft, here: World, client_id: int, *, like: int | None = None, server_round: int = 1
 ) -> ClientUpdate:
@@ -127,7 +127,7 @@ def update(
     client = here.client(client_id)
     sent = dict(strategy.client_tensors(here.tensors, client))
     config = strategy.client_config(client)
-    tensors = returned(client_id if like is None else like, sent, config, server_round)
+    tensors = trained(client_id if like is None else like, sent, server_round, Orders.read(config))
     for value in (*tensors.values(), *sent.values()):
         value.flags.writeable = False
     scores = tuple(float(1 + (client_id + layer) % 4) for layer in range(4))

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,20 +27,10 @@ def two_rounds(toy: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture
-def resume(
-    two_rounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Resume:
+def resume(two_rounds: Path, said: Resume) -> Resume:
     """Return a function from arguments to the exit code and the lines on stderr of resuming a copy in ``run``."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", sys.argv)
     shutil.copytree(two_rounds, "run")
-
-    def run(*arguments: str) -> tuple[int, list[str]]:
-        capfd.readouterr()
-        code = main(["simulate", "resume=run", *arguments])
-        return code, capfd.readouterr().err.splitlines()
-
-    return run
+    return partial(said, "simulate", "resume=run")
 
 
 def rounds(name: str) -> list[int]:

@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from toy import refusals
 
 from fedpeft import config as cfg
-from fedpeft.cli.main import main
 from fedpeft.device_profiles.presets import load_profile
 
 Simulate = Callable[..., tuple[int, list[str]]]
 
 
 @pytest.fixture
-def simulate(
-    toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Simulate:
+def simulate(toy: list[str], said: Simulate) -> Simulate:
     """Return a function from overrides to the exit code and the lines on stderr of a run in ``run``."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", sys.argv)
 
     def go(*overrides: str, resume: bool = False) -> tuple[int, list[str]]:
-        capfd.readouterr()
         base = ["resume=run"] if resume else [*toy, "run_dir=run"]
-        code = main(["simulate", *base, *overrides])
-        return code, capfd.readouterr().err.splitlines()
+        return said("simulate", *base, *overrides)
 
     return go
 
@@ -165,7 +158,9 @@ def test_a_budget_that_is_spent_and_a_ledger_that_was_edited_are_refused(simulat
     ids=" ".join,
 )
 def test_what_the_pages_name_composes(overrides: list[str]) -> None:
-    cfg.check(cfg.compose(overrides))
+    config = cfg.compose(overrides)
+    assert refusals(config) == []
+    assert len(refusals({**config, "rounds": 0})) == 1, "the check looks at such a config"
 
 
 def test_the_report_shows_devices_drops_and_the_privacy_card(simulate: Simulate) -> None:

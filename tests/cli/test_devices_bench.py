@@ -126,22 +126,3 @@ def test_progress_is_told_beyond_two_seconds_only(capsys: pytest.CaptureFixture[
         progress.tell("LoRA step", 0.25)
         progress.tell("", 1.0)
     assert capsys.readouterr().err == "LoRA step, about 15 s left\n"
-
-
-def test_help_names_every_command_and_loads_nothing_heavy() -> None:
-    heavy = "{'torch', 'flwr', 'transformers', 'peft', 'hydra', 'rich'}"
-    code = (
-        "import sys\nfrom fedpeft.cli.devices import main\n"
-        f"try: main(['bench', '--help'])\nfinally: print(set(sys.modules) & {heavy}, file=sys.stderr)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "--server HOST:PORT" in done.stdout and "examples:" in done.stdout
-    assert done.stderr == "set()\n"
-
-
-@pytest.mark.parametrize("argv", [["bench", "extra"], ["bench", "--seconds", "many"], ["predct"]])
-def test_wrong_arguments_take_one_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["devices", *argv])
-    assert caught.value.code == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -94,21 +92,3 @@ def test_a_model_that_is_not_there_takes_one_line(capsys: pytest.CaptureFixture[
     assert main(["devices", "predict", "laptop_cpu", "model=hub", f"model.path={tmp_path}"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "config.json" in line
-
-
-def test_help_is_light() -> None:
-    heavy = "{'torch', 'flwr', 'transformers', 'peft', 'hydra', 'rich'}"
-    code = (
-        "import sys\nfrom fedpeft.cli.devices import main\n"
-        f"try: main(['predict', '--help'])\nfinally: print(set(sys.modules) & {heavy}, file=sys.stderr)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "method.rank=4" in done.stdout and "--fit" in done.stdout
-    assert done.stderr == "set()\n"
-
-
-def test_wrong_options_take_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["devices", "predict", "--seq-len", "many"])
-    assert caught.value.code == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1

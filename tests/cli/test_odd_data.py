@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 from fedpeft.cli.main import main
+
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def refused(capfd: pytest.CaptureFixture[str], toy: list[str], *overrides: str) -> str:
@@ -19,12 +20,6 @@ def refused(capfd: pytest.CaptureFixture[str], toy: list[str], *overrides: str) 
     assert len(lines) == 1
     assert not Path("run/checkpoints").exists()
     return lines[0]
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", sys.argv)
 
 
 def write(rows: list[dict[str, object]]) -> str:

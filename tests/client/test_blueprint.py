@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,17 +22,7 @@ WORDS = 8
 @pytest.fixture(scope="module")
 def alike(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Overrides of a toy run whose texts are all ten tokens long: eight words and two marks."""
-    folder = tmp_path_factory.mktemp("alike")
-    data = maker.write_data(folder / "data", rows=120)
-    rows = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
-    lines = [{**row, "text": " ".join((row["text"].split() * 3)[:WORDS])} for row in rows]
-    (data / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return [
-        *maker.overrides(maker.write_model(folder / "model"), data),
-        "task.held_out=20",
-        "num_clients=2",
-        "cohort_size=2",
-    ]
+    return maker.alike(tmp_path_factory.mktemp("alike"), WORDS)
 
 
 @pytest.fixture(scope="module")

@@ -76,13 +76,7 @@ def test_rank_one_keeps_the_larger_direction(kind: Any) -> None:
 
 def texts() -> TextClassification:
     """19 texts of 2 to 8 tokens, two labels: parts of unequal size."""
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(2, 9, size=19)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return TextClassification(
-        tokens=rng.integers(4, 60, size=offsets[-1]).astype(np.int32), types=None, offsets=offsets,
-        labels=rng.integers(2, size=19), groups=np.zeros(19, np.int64), num_groups=1, pad_id=0,
-    )  # fmt: skip
+    return small_models.labelled_texts(19, shortest=2, longest=8, labels=2)
 
 
 def through_the_weights(tunable: Tunable, rows: np.ndarray) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from toy import refusals
 
 from fedpeft import config as cfg
 from fedpeft.core.errors import ConfigError
@@ -55,8 +56,12 @@ def test_clients_cannot_evaluate_without_examples() -> None:
 
 
 def test_what_the_pages_allow_passes() -> None:
-    cfg.check(cfg.compose(["task.held_out=validation", "task.group_column=null", "model.dropout=null"]))
-    cfg.check(cfg.compose(["task.text_columns=[a,b]", "task.extra_columns=[c]", "task.client_test_fraction=0"]))
+    for overrides in (
+        ["task.held_out=validation", "task.group_column=null", "model.dropout=null"],
+        ["task.text_columns=[a,b]", "task.extra_columns=[c]", "task.client_test_fraction=0"],
+    ):
+        assert refusals(cfg.compose(overrides)) == []
+        assert len(refusals(cfg.compose([*overrides, "task.kind=clm"]))) == 1
 
 
 def test_an_override_is_judged_beside_the_members_that_are_chosen() -> None:

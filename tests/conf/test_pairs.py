@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from toy import refusals
 
 from fedpeft import config as cfg
 from fedpeft.core.errors import ConfigError
@@ -46,4 +47,6 @@ def test_an_unsound_pair_is_refused_in_one_line(overrides: tuple[str, ...]) -> N
     ids=" ".join,
 )
 def test_a_sound_pair_is_not(overrides: list[str]) -> None:
-    cfg.check(cfg.compose(overrides))
+    config = cfg.compose(overrides)
+    assert refusals(config) == []
+    assert len(refusals({**config, "rounds": 0})) == 1, "the check looks at such a config"

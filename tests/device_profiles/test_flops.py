@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from step_models import lora
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     BertConfig,
@@ -41,15 +42,6 @@ def llama(cls: type[PreTrainedModel] = LlamaForCausalLM) -> PreTrainedModel:
     """Return a tiny Llama with grouped key-value heads, all of it trainable."""
     config = LlamaConfig(**SIZES, num_key_value_heads=2, vocab_size=200, num_labels=3, pad_token_id=1)
     return cls._from_config(config, attn_implementation="eager")
-
-
-def lora(model: PreTrainedModel, *, layers: list[int] | None = None, heads: tuple[str, ...] = ()) -> PreTrainedModel:
-    """Return the model with LoRA r8 on its query and value projections, and only that and ``heads`` trainable."""
-    targets = ["query", "value"] if isinstance(model, BertForSequenceClassification) else ["q_proj", "v_proj"]
-    inject_adapter_in_model(LoraConfig(r=8, target_modules=targets, layers_to_transform=layers), model)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name or name.startswith(heads or "lora_"))
-    return model
 
 
 BUILDS: dict[str, Build] = {

@@ -74,3 +74,13 @@ def test_a_counter_that_goes_away(tmp_path: Path) -> None:
     write(package, energy_uj=1)
     meter = PowerMeter(tmp_path)
     assert meter.during((package / "energy_uj").unlink) is None
+
+
+def test_watts_between_two_moments_are_those_of_the_work_between_them(tmp_path: Path) -> None:
+    package = tmp_path / "powercap" / "intel-rapl:0"
+    write(package, energy_uj=9_000_000, max_energy_range_uj=10_000_000)
+    meter = PowerMeter(tmp_path)
+    started, before = meter.begin()
+    write(package, energy_uj=2_000_000)
+    # 3 J, over the counter's end, in a hundred seconds.
+    assert meter.since((started - 100, before)) == pytest.approx(0.03, rel=1e-3)

@@ -69,7 +69,9 @@ def test_bytes_are_factors_and_head_and_headers(toy_config: Make) -> None:
     4096 factors.
     """
     run_dir = run(toy_config("method.rank=16", "rounds=1"))
-    for row in rows(run_dir, "clients.jsonl"):
+    clients = rows(run_dir, "clients.jsonl")
+    assert len(clients) == 4
+    for row in clients:
         assert row["adapter_bytes"] == 4 * 4096
         assert row["head_bytes"] == 4 * 66
         for direction in ("bytes_down", "bytes_up"):

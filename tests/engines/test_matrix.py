@@ -6,14 +6,14 @@ model is a toy BERT; clients train one step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from fake_grid import FakeGrid, nodes
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from fake_grid import grid_of_app, nodes
+from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedpeft import config as cfg
@@ -25,7 +25,6 @@ from fedpeft.core import wire
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.paths import conf_dir
 from fedpeft.core.tensors import specs, subtract
-from fedpeft.engines.grid import handle
 from fedpeft.engines.session import travelling
 from fedpeft.strategies.base import FedPeft
 
@@ -70,22 +69,11 @@ def client(request: pytest.FixtureRequest, toy: list[str], tmp_path_factory: Any
         pytest.skip(f"not defined on BERT: {error}")
 
 
-def grid(app: Any) -> FakeGrid:
-    def answer(client_id: int, message: Message) -> list[Message]:
-        context = Context(
-            run_id=1, node_id=7, node_config={"partition-id": client_id}, state=RecordDict(), run_config={}
-        )
-        replies: Iterable[Message] = handle(app, (message, context))
-        return list(replies)[:1]
-
-    return FakeGrid(NODES, answer)
-
-
 def start(strategy: Strategy, runtime: Runtime, app: Any) -> ArrayRecord:
     if isinstance(strategy, FedPeft):
         strategy.view = replace(strategy.view, ranks=runtime.ranks)
         strategy.search_loss = lambda tensors: runtime.evaluate_shard(tensors, 0).mean_loss
-    return strategy.start(grid(app), wire.encode(runtime.initial), num_rounds=2).arrays
+    return strategy.start(grid_of_app(NODES, app), wire.encode(runtime.initial), num_rounds=2).arrays
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -26,8 +26,7 @@ from toy_runs import (
     write_profile,
 )
 
-from fedpeft import config as cfg
-from fedpeft.cli.launch import launch, new_config
+from fedpeft.cli.launch import launch
 from fedpeft.client.building import build_runtime
 from fedpeft.privacy.accounting import epsilon
 from fedpeft.privacy.ledger import LEDGER, POPULATION
@@ -37,17 +36,6 @@ Make = Callable[..., dict[str, Any]]
 CLIENT = ("privacy=client_level", "privacy.epsilon=20")
 FREE = ("privacy=client_level", "privacy.epsilon=null", "privacy.noise_multiplier=4")
 """Without a budget, so that a run may be continued."""
-
-
-@pytest.fixture(scope="module")
-def toy_module(toy: list[str], tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """Return what ``toy_config`` does, for runs that several tests look at."""
-    folder = tmp_path_factory.mktemp("private")
-
-    def make(*more: str, name: str) -> dict[str, Any]:
-        return new_config({**cfg.compose([*toy, *more]), "run_dir": str(folder / name)})
-
-    return make
 
 
 # -- client level ------------------------------------------------------------------------------------------------------

@@ -10,24 +10,11 @@ from typing import Any
 import pytest
 from toy_runs import config_of, error_lines, killed, resume, rows, run, summary, told, witnessed
 
-from fedpeft import config as cfg
-from fedpeft.cli.launch import new_config
 from fedpeft.privacy.ledger import LEDGER, Ledger, client_unit
 
 Make = Callable[..., dict[str, Any]]
 EXAMPLE = ("privacy=example_level", "privacy.delta=1e-3")
 LOCAL = ("privacy=local", "privacy.delta=0.01", "privacy.epsilon=1000")
-
-
-@pytest.fixture(scope="module")
-def toy_module(toy: list[str], tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """Return what ``toy_config`` does, for runs that several tests look at."""
-    folder = tmp_path_factory.mktemp("clients")
-
-    def make(*more: str, name: str) -> dict[str, Any]:
-        return new_config({**cfg.compose([*toy, *more]), "run_dir": str(folder / name)})
-
-    return make
 
 
 def clients_of(run_dir: Path) -> dict[int, Ledger]:

@@ -23,7 +23,6 @@ from toy_runs import (
 )
 
 from fedpeft import config as cfg
-from fedpeft.cli.launch import new_config
 from fedpeft.core.errors import ConfigError
 from fedpeft.device_profiles.luck import luck_of
 from fedpeft.device_profiles.presets import load_profile
@@ -31,17 +30,6 @@ from fedpeft.device_profiles.presets import load_profile
 Make = Callable[..., dict[str, Any]]
 ROUNDED = 1e-6
 """Tables are rounded to microseconds."""
-
-
-@pytest.fixture(scope="module")
-def toy_module(toy: list[str], tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """Return what ``toy_config`` does, for runs that several tests look at."""
-    folder = tmp_path_factory.mktemp("runs")
-
-    def make(*more: str, name: str) -> dict[str, Any]:
-        return new_config({**cfg.compose([*toy, *more]), "run_dir": str(folder / name)})
-
-    return make
 
 
 # -- jitter ------------------------------------------------------------------------------------------------------------
@@ -55,7 +43,9 @@ def expected(toy_module: Make) -> Path:
 
 def test_without_jitter_a_transfer_takes_what_the_profile_says(expected: Path) -> None:
     """rtt + 8 bytes / (payload_efficiency (1 - loss) rate), each way, in each of three rounds."""
-    for row in rows(expected, "clients.jsonl"):
+    clients = rows(expected, "clients.jsonl")
+    assert len(clients) == 3 * 4
+    for row in clients:
         network = load_profile(row["device"]).network
         for way, rate in (("down", network.down_mbps), ("up", network.up_mbps)):
             payload = 1e6 * rate * network.payload_efficiency * (1 - network.loss)
@@ -118,8 +108,9 @@ def test_clients_come_and_go_by_a_trace(toy_config: Make, tmp_path: Path, monkey
 def test_over_selection_asks_more_and_ends_with_the_fastest(toy_config: Make) -> None:
     """4 x 1.25 = 5 are asked; the round takes as long as the fourth of them, who is slower is surplus."""
     run_dir = run(toy_config("round.over_selection=1.25", "rounds=2"))
-    clients = rows(run_dir, "clients.jsonl")
-    for row in rows(run_dir, "rounds.jsonl"):
+    clients, rounds = rows(run_dir, "clients.jsonl"), rows(run_dir, "rounds.jsonl")
+    assert len(rounds) == 2
+    for row in rounds:
         asked = sorted((one for one in clients if one["round"] == row["round"]), key=seconds)
         assert (row["cohort_size"], row["num_replies"], row["dropped"]) == (5, 4, {"surplus": 1})
         assert [one["outcome"] for one in asked] == ["ok"] * 4 + ["surplus"]
@@ -193,7 +184,9 @@ def test_asynchronous_rounds_that_evaluate_on_clients_have_no_negative_seconds(t
 def test_time_passes_in_asynchronous_rounds_that_nobody_answers(toy_config: Make) -> None:
     """A deadline of 10 ms, which no round trip makes: each round takes it."""
     run_dir = run(toy_config("round.buffer_size=2", "rounds=2", "round.deadline_s=0.01"), code=1)
-    for row in rows(run_dir, "rounds.jsonl"):
+    rounds = rows(run_dir, "rounds.jsonl")
+    assert len(rounds) == 2
+    for row in rounds:
         assert row["num_replies"] == 0
         assert row["virtual_s"] == pytest.approx(0.01)
 

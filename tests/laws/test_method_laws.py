@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import toy as maker
+from small_models import labelled_texts
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -174,13 +175,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 def task() -> TextClassification:
     """24 rows of 3 to 9 tokens and three labels."""
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(3, 10, size=24)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return TextClassification(
-        tokens=rng.integers(4, 60, size=offsets[-1]).astype(np.int32), types=None, offsets=offsets,
-        labels=rng.integers(3, size=24), groups=np.zeros(24, np.int64), num_groups=1, pad_id=0,
-    )  # fmt: skip
+    return labelled_texts(24, shortest=3, longest=9, labels=3)
 
 
 def step(tunable: Tunable, steps: int, dtype: str = "float32", **settings: Any) -> None:

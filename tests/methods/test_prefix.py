@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from transformers import T5ForSequenceClassification as T5
 
 import fedpeft.methods.peft_tuners  # noqa: F401 - makes our own kind known to peft
 from fedpeft.core.errors import ConfigError
-from fedpeft.methods.base import extract_tensors
 from fedpeft.methods.prefix import PrefixTuning
 
 ALL = (*tiny.ENCODERS, *tiny.DECODERS)
@@ -28,9 +26,7 @@ KEY = "base_model.model.prefix.layers.{}.key_value"
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], str]:
     """Folders by family and by whether it is a causal language model."""
-    root = tmp_path_factory.mktemp("prefix")
-    made = {(family, False): tiny.write(root / family, family) for family in ALL}
-    return made | {(f, True): tiny.write(root / f"{f}-lm", f, causal=True) for f in tiny.DECODERS}
+    return tiny.write_all(tmp_path_factory.mktemp("prefix"))
 
 
 def one_token(model: Any, key: list[float], value: list[float]) -> Any:
@@ -115,11 +111,7 @@ def test_what_is_saved_gives_the_same_logits(
 
     method = PrefixTuning(num_virtual_tokens=3, init_std=0.5, reparameterize=reparameterize, hidden_size=8)
     tunable = method.attach(tiny.load(bases[family, causal], causal=causal), head)
-    tiny.shift(tunable.trainable)
-    method.save(
-        extract_tensors(tunable.shared), tmp_path, base_model=bases[family, causal], head_keys=tunable.head_keys
-    )
-    kind = json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"]
+    kind = tiny.save(method, tunable, tmp_path, bases[family, causal])
     ours = family == "distilbert" or (head == "freeze" and not causal)
     assert kind == ("VIRTUAL_TOKENS" if ours else "PREFIX_TUNING")
     fresh = tiny.load(bases[family, causal], causal=causal)
@@ -136,27 +128,16 @@ def test_what_is_saved_gives_the_same_logits(
 @pytest.mark.parametrize("family", ALL)
 def test_padding_changes_nothing(family: str, bases: dict[tuple[str, bool], str]) -> None:
     tunable = PrefixTuning(num_virtual_tokens=3, init_std=1.0).attach(tiny.load(bases[family, False]), "share")
-    batch = tiny.texts()
-    with torch.no_grad():
-        alone = tunable.model(**{key: value[1:2, :4] for key, value in batch.items()}).logits
-        torch.testing.assert_close(tunable.model(**batch).logits[1:2], alone, rtol=1e-5, atol=1e-5)
+    tiny.assert_padding_changes_nothing(tunable.model)
 
 
 @pytest.mark.parametrize("family", tiny.DECODERS)
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_generation_reads_the_prefix_once(family: str, use_cache: bool, bases: dict[tuple[str, bool], str]) -> None:
-    """The scores of each generated token are those of a plain forward pass over all tokens before it."""
     tunable = PrefixTuning(num_virtual_tokens=3, init_std=1.0).attach(
         tiny.load(bases[family, True], causal=True), "share"
     )
-    ids = tiny.texts()["input_ids"][:1]
-    out = tunable.model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, min_new_tokens=4, do_sample=False,
-        use_cache=use_cache, output_logits=True, return_dict_in_generate=True, pad_token_id=0,
-    )  # fmt: skip
-    with torch.no_grad():
-        every = tunable.model(input_ids=out.sequences, attention_mask=torch.ones_like(out.sequences)).logits
-    torch.testing.assert_close(torch.stack(out.logits, dim=1), every[:, 6:-1], rtol=1e-4, atol=1e-4)
+    tiny.assert_generation_is_reading(tunable.model, use_cache=use_cache)
 
 
 @pytest.mark.parametrize("family", ALL)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,7 @@ METHODS = {
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], str]:
     """Folders by family and by whether it is a causal language model."""
-    root = tmp_path_factory.mktemp("prompt")
-    made = {(family, False): tiny.write(root / family, family) for family in ALL}
-    return made | {(f, True): tiny.write(root / f"{f}-lm", f, causal=True) for f in tiny.DECODERS}
+    return tiny.write_all(tmp_path_factory.mktemp("prompt"))
 
 
 def test_prompt_by_hand() -> None:
@@ -92,11 +89,7 @@ def test_what_is_saved_gives_the_same_logits(
 
     method = METHODS[name]
     tunable = method.attach(tiny.load(bases[family, causal], causal=causal), head)
-    tiny.shift(tunable.trainable)
-    method.save(
-        extract_tensors(tunable.shared), tmp_path, base_model=bases[family, causal], head_keys=tunable.head_keys
-    )
-    kind = json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"]
+    kind = tiny.save(method, tunable, tmp_path, bases[family, causal])
     ours = not causal and (head == "freeze" or family in tiny.DECODERS)
     hugging_face = "P_TUNING" if isinstance(method, PTuning) else "PROMPT_TUNING"
     assert kind == ("VIRTUAL_TOKENS" if ours else hugging_face)
@@ -114,10 +107,7 @@ def test_what_is_saved_gives_the_same_logits(
 def test_padding_changes_nothing(family: str, bases: dict[tuple[str, bool], str]) -> None:
     """Decoders classify by the last token of each text; HF peft's own prompts would let them read the padding."""
     tunable = PromptTuning(num_virtual_tokens=3).attach(tiny.load(bases[family, False]), "share")
-    batch = tiny.texts()
-    with torch.no_grad():
-        alone = tunable.model(**{key: value[1:2, :4] for key, value in batch.items()}).logits
-        torch.testing.assert_close(tunable.model(**batch).logits[1:2], alone, rtol=1e-5, atol=1e-5)
+    tiny.assert_padding_changes_nothing(tunable.model)
 
 
 def test_segments_grow_with_the_prompt(bases: dict[tuple[str, bool], str]) -> None:
@@ -140,17 +130,9 @@ def test_segments_grow_with_the_prompt(bases: dict[tuple[str, bool], str]) -> No
 def test_generation_reads_the_prompt_once(
     name: str, family: str, use_cache: bool, bases: dict[tuple[str, bool], str]
 ) -> None:
-    """The scores of each generated token are those of a plain forward pass over all tokens before it."""
     tunable = METHODS[name].attach(tiny.load(bases[family, True], causal=True), "share")
     tiny.shift(tunable.trainable, 1.0)
-    ids = tiny.texts()["input_ids"][:1]
-    out = tunable.model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, min_new_tokens=4, do_sample=False,
-        use_cache=use_cache, output_logits=True, return_dict_in_generate=True, pad_token_id=0,
-    )  # fmt: skip
-    with torch.no_grad():
-        every = tunable.model(input_ids=out.sequences, attention_mask=torch.ones_like(out.sequences)).logits
-    torch.testing.assert_close(torch.stack(out.logits, dim=1), every[:, 6:-1], rtol=1e-4, atol=1e-4)
+    tiny.assert_generation_is_reading(tunable.model, use_cache=use_cache)
 
 
 def test_a_prompt_starts_from_the_vocabulary(bases: dict[tuple[str, bool], str]) -> None:

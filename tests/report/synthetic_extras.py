@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fedpeft.core.events import ClientReplied
+from fedpeft.core.types import Cost
+
 USABLE_MIB = {
     "phone-low": 330.0,
     "phone-high": 2_100.0,
@@ -87,3 +90,20 @@ def make_silent(folder: Path) -> Path:
         lines = [json.loads(line) for line in (folder / name).read_text().splitlines()]
         (folder / name).write_text("".join(json.dumps(line | dict.fromkeys(keys)) + "\n" for line in lines))
     return folder
+
+
+def reply(client_id: int = 0, energy_j: float | None = None, outcome: str = "ok", kind: str = "train") -> ClientReplied:
+    """Return the event of a client's reply in round 1."""
+    return ClientReplied(
+        server_round=1,
+        kind=kind,
+        client_id=client_id,
+        device="laptop",
+        num_examples=5,
+        rank=4,
+        bytes_down=1000,
+        bytes_up=500,
+        cost=Cost(down_s=1, compute_s=1, up_s=1, energy_j=energy_j),
+        metrics={},
+        outcome=outcome,
+    )

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from synthetic_extras import reply
 
 from fedpeft.cli.display import LiveDisplay
 from fedpeft.core.events import (
-    ClientReplied,
     EvaluationProgress,
     Event,
     ExchangeStarted,
@@ -21,7 +21,6 @@ from fedpeft.core.events import (
     RunFinished,
     RunStarted,
 )
-from fedpeft.core.types import Cost
 from fedpeft.report.reader import read_run
 from fedpeft.report.replay import replay
 
@@ -53,22 +52,6 @@ def text_of(display: LiveDisplay, width: int = 60) -> str:
     display.console = console
     console.print(display.frame())
     return out.getvalue()
-
-
-def reply(number: int = 0, outcome: str = "ok") -> ClientReplied:
-    return ClientReplied(
-        server_round=1,
-        kind="train",
-        client_id=number,
-        device="laptop",
-        num_examples=5,
-        rank=4,
-        bytes_down=1000,
-        bytes_up=500,
-        cost=Cost(down_s=1, compute_s=1, up_s=1),
-        metrics={},
-        outcome=outcome,
-    )
 
 
 def test_without_a_terminal_there_is_one_line_a_round_and_no_control_code(shared_run: Path) -> None:
@@ -109,11 +92,11 @@ def test_a_drop_is_counted_once(shared_run: Path) -> None:
     """Live counts and the round's record tell of the same clients; the record wins."""
     display, _ = plain_display()
     display(START)
-    display(reply(0, "late"))
-    display(reply(1, "lost"))
+    display(reply(0, outcome="late"))
+    display(reply(1, outcome="lost"))
     assert display.progress.dropped == {"late": 1, "lost": 1}
     display(RoundFinished(server_round=1, record={"dropped": {"late": 1, "lost": 1}, "bytes_down": 2000}))
-    display(reply(2, "late"))
+    display(reply(2, outcome="late"))
     assert display.progress.dropped == {"late": 2, "lost": 1}
     assert display.progress.bytes_down == 3000
 

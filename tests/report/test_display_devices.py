@@ -8,32 +8,15 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from synthetic_extras import make_hard, write_privacy
+from synthetic_extras import make_hard, reply, write_privacy
 
 from fedpeft.cli.display import LiveDisplay
 from fedpeft.cli.panel import closing_line, round_line
 from fedpeft.core.events import ClientReplied, PrivacyPromised, RoundFinished, RunFinished, RunStarted, RunStopped
-from fedpeft.core.types import Cost
 from fedpeft.report.reader import read_run
 from fedpeft.report.replay import replay
 
 START = RunStarted(name="demo", run_dir="runs/demo", first_round=1, num_rounds=4, num_clients=9, cohort_size=3)
-
-
-def reply(number: int, energy_j: float | None, outcome: str = "ok", kind: str = "train") -> ClientReplied:
-    return ClientReplied(
-        server_round=1,
-        kind=kind,
-        client_id=number,
-        device="laptop",
-        num_examples=5,
-        rank=4,
-        bytes_down=1000,
-        bytes_up=500,
-        cost=Cost(down_s=1, compute_s=1, up_s=1, energy_j=energy_j),
-        metrics={},
-        outcome=outcome,
-    )
 
 
 @pytest.fixture

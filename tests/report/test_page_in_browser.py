@@ -86,7 +86,9 @@ def test_pages_fit_a_phone_and_load_nothing(page_of_one: str, page_of_four: str,
     (tmp_path / "config.yaml").write_text("rounds: 5\n")
     empty, private = read_run(tmp_path), read_run(write_usable_memory(make_hard(write_privacy(run_dir))))
     pages = [page_of_one, page_of_four, render([empty]), render([private]), render([private, empty])]
-    for found in probe(pages, 400, tmp_path):
+    probed = probe(pages, 400, tmp_path)
+    assert len(probed) == len(pages)
+    for found in probed:
         assert found["outside"] == []
         assert found["scroll"] <= found["width"] == 400
         assert found["loaded"] == []

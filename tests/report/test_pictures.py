@@ -1,29 +1,18 @@
 from __future__ import annotations
 
-import importlib.util
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
 
+from benchmarks import pictures
 from fedpeft.core.errors import ReportError
 from fedpeft.report.reader import read_run
-
-PROGRAM = Path(__file__).parents[2] / "benchmarks" / "pictures.py"
-
-
-def load() -> object:
-    spec = importlib.util.spec_from_file_location("pictures", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_terminal_is_drawn_from_the_run_alone(shared_run: Path, tmp_path: Path) -> None:
     """The picture shows the run in its second half and at its end, and nothing of this machine."""
-    svg = load().terminal(read_run(shared_run), tmp_path / "t.svg").read_text()  # type: ignore[attr-defined]
+    svg = pictures.terminal(read_run(shared_run), tmp_path / "t.svg").read_text()
     text = " ".join(ElementTree.fromstring(svg).itertext()).replace("\xa0", " ")
     assert "3/5" in text
     assert "48.7 % -> 81.9 %" in text
@@ -35,4 +24,4 @@ def test_the_terminal_is_drawn_from_the_run_alone(shared_run: Path, tmp_path: Pa
 def test_an_unfinished_run_gets_no_picture(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("rounds: 2\n")
     with pytest.raises(ReportError, match="holds no finished run"):
-        load().main([str(tmp_path)])  # type: ignore[attr-defined]
+        pictures.main([str(tmp_path)])

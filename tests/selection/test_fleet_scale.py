@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "fleet_scale.py"
+from benchmarks.fleet_scale import measure
 
 
 @pytest.fixture(scope="module")
 def found() -> Any:
     """Six rounds of 200,000 registered phones, as the benchmark measures a million."""
-    spec = importlib.util.spec_from_file_location("fleet_scale", PATH)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules["fleet_scale"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.measure(200_000, rounds=6)
+    return measure(200_000, rounds=6)
 
 
 def test_a_round_is_planned_in_a_second(found: Any) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from worlds import defined
 
 from fedpeft import config as cfg
 from fedpeft.core.paths import conf_dir
@@ -33,21 +32,8 @@ ANY_SIZE: dict[str, str] = {"Poisson": "each client is asked by a coin of its ow
 """Selections whose cohorts are not of the size that was asked for, and why."""
 
 
-def kinds() -> list[type[Selection]]:
-    folder = Path(base.__file__).parent
-    modules = [importlib.import_module(f"fedpeft.selection.{path.stem}") for path in sorted(folder.glob("[!_]*.py"))]
-    return [
-        kind
-        for module in modules
-        for kind in vars(module).values()
-        if isinstance(kind, type)
-        and issubclass(kind, Selection)
-        and kind.__module__ == module.__name__
-        and not inspect.isabstract(kind)
-    ]
-
-
-every = pytest.mark.parametrize("kind", kinds(), ids=lambda kind: kind.__name__)
+KINDS: list[type[Selection]] = defined(base, Selection)
+every = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
 
 def new(kind: type[Selection]) -> Selection:
@@ -114,7 +100,7 @@ def plain(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_selections_are_found() -> None:
-    assert {kind.__name__ for kind in kinds()} >= {"Uniform", "Poisson", "Oort", "TiFL", "EnergyAware"}
+    assert {kind.__name__ for kind in KINDS} >= {"Uniform", "Poisson", "Oort", "TiFL", "EnergyAware"}
 
 
 @every

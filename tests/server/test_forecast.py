@@ -30,13 +30,7 @@ DEVICES = ["phone_low", "rpi5_8gb"]
 @pytest.fixture(scope="module")
 def alike(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Overrides of a toy run on two devices whose texts are all ten tokens long: eight words and two marks."""
-    folder = tmp_path_factory.mktemp("alike")
-    data = maker.write_data(folder / "data", rows=120)
-    rows = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
-    lines = [{**row, "text": " ".join((row["text"].split() * 3)[:WORDS])} for row in rows]
-    (data / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    few = ["task.held_out=20", "num_clients=2", "cohort_size=2", "rounds=1", "devices.jitter=false"]
-    return [*maker.overrides(maker.write_model(folder / "model"), data), *few]
+    return [*maker.alike(tmp_path_factory.mktemp("alike"), WORDS), "rounds=1", "devices.jitter=false"]
 
 
 def forecasts(*overrides: str, devices: list[str] = DEVICES, fitted: bool = False, **assumed: Any) -> list[Forecast]:

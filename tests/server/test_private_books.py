@@ -100,8 +100,10 @@ def test_a_promise_keeps_the_noise_that_the_run_began_with(toy_config: Make) -> 
 
 
 def test_a_new_run_needs_no_ledger(toy_config: Make) -> None:
-    check_ledgers(toy_config(), None, finished=False)
-    check_ledgers(toy_config(*PRIVATE, "privacy.epsilon=3"), None, finished=False)
+    for overrides in ((), (*PRIVATE, "privacy.epsilon=3")):
+        config = toy_config(*overrides)
+        check_ledgers(config, None, finished=False)
+        assert not Path(config["run_dir"]).exists(), "looking made none"
 
 
 def test_a_resumed_run_needs_the_ledger_that_it_had(toy_config: Make) -> None:

@@ -72,6 +72,7 @@ def test_messages_carry_tensors_config_round_and_identity() -> None:
     strategy = PerClient(cohort_size=8)
     strategy.identity = wire.Identity(run_id="r", config_hash="c", model_hash="m")
     messages = strategy.configure_train(4, wire.encode(small_global()), ConfigRecord({"lr": 0.5}), FakeGrid(NODES))
+    assert len(list(messages)) == 8
     for message in messages:
         client_id = NODES[message.metadata.dst_node_id]
         assert message.metadata.message_type == "train"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from fake_grid import FakeGrid, honest, nodes, small_global
-from flwr.app import Context, Message, RecordDict
+from fake_grid import FakeGrid, grid_of_app, honest, nodes, small_global
+from toy import refusals
 
 from fedpeft import config as cfg
 from fedpeft.client.app import build_app
@@ -23,7 +23,6 @@ from fedpeft.core.guard import Expectation
 from fedpeft.core.paths import conf_dir
 from fedpeft.core.tensors import specs, subtract
 from fedpeft.core.types import ClientInfo, ClientUpdate
-from fedpeft.engines.grid import handle
 from fedpeft.engines.session import travelling
 from fedpeft.privacy.accounting import Release, epsilon
 from fedpeft.privacy.client_level import ClientLevel
@@ -155,18 +154,12 @@ def test_what_is_let_through_runs_on_real_clients(
         return
     runtime, app = clients(name)
 
-    def answer(client_id: int, message: Message) -> list[Message]:
-        node = {"partition-id": client_id}
-        context = Context(run_id=1, node_id=7, node_config=node, state=RecordDict(), run_config={})
-        replies: Iterable[Any] = handle(app, (message, context))
-        return list(replies)[:1]
-
     events: list[Event] = []
     strategy: Any = build_strategy(config)
     strategy.view = replace(strategy.view, ranks=runtime.ranks)
     strategy.around = Surroundings(privacy=rounds_of(tmp_path))
     strategy.observers = (events.append,)
-    result = strategy.start(FakeGrid(nodes(CLIENTS), answer), wire.encode(runtime.initial), num_rounds=2)
+    result = strategy.start(grid_of_app(nodes(CLIENTS), app), wire.encode(runtime.initial), num_rounds=2)
     assert [event for event in events if isinstance(event, RoundKept)] == []
     assert strategy.around.privacy.releases == 2
     after = wire.decode_own(result.arrays)
@@ -177,4 +170,6 @@ def test_what_is_let_through_runs_on_real_clients(
 
 def test_the_rules_of_the_study_are_let_through(toy: list[str], tmp_path: Path) -> None:
     for name in ("fedavg", "ffa_lora", "rolora", "fedsa_lora", "fedadam", "fed_sb"):
-        cfg.check(config_for(name, toy, tmp_path))
+        assert refusals(config_for(name, toy, tmp_path)) == []
+    (line,) = refusals(config_for("krum", toy, tmp_path))
+    assert "Krum" in line and "ClientLevel" in line

@@ -1,8 +1,0 @@
-"""Programs below ``benchmarks`` are imported from here, not from a package of that name elsewhere."""
-
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
