@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from flwr.clientapp import ClientApp
 
 from fedpeft.client.building import runtime_for
 from fedpeft.client.lifetime import RUNS
-from fedpeft.client.own import OwnData, measured_on
+from fedpeft.client.own import OwnData, measuring
 from fedpeft.client.private_round import told
 from fedpeft.client.runtime import Runtime, personal_state
 from fedpeft.client.state import PersonalState
@@ -117,13 +116,13 @@ def _read(runtime: Runtime, message: Message) -> wire.Instruction:
 
 
 def _train(runtime: Runtime, message: Message, context: Context) -> wire.RecordDict:
-    began_s = time.monotonic()
-    instruction = _read(runtime, message)
-    client_id, personal = _personal(runtime, context)
-    keep_from = instruction.config.get(CHECKPOINT_ROUND, 0)
-    if type(keep_from) is not int or keep_from < 0:
-        raise WireError("config", f"{CHECKPOINT_ROUND} must be a whole number >= 0, got {keep_from!r}")
-    trained = runtime.train(client_id, instruction, personal, keep_from)
+    with measuring(runtime.own) as measured:
+        instruction = _read(runtime, message)
+        client_id, personal = _personal(runtime, context)
+        keep_from = instruction.config.get(CHECKPOINT_ROUND, 0)
+        if type(keep_from) is not int or keep_from < 0:
+            raise WireError("config", f"{CHECKPOINT_ROUND} must be a whole number >= 0, got {keep_from!r}")
+        trained = runtime.train(client_id, instruction, personal, keep_from)
     result, sizes = trained.result, {True: 0, False: 0}
     for key, value in trained.tensors.items():
         sizes[key.partition(":")[0] in runtime.tunable.head_keys] += value.nbytes
@@ -137,7 +136,7 @@ def _train(runtime: Runtime, message: Message, context: Context) -> wire.RecordD
         "adapter-bytes": sizes[False],
         "head-bytes": sizes[True],
         **trained.metrics,
-        **(measured_on(runtime.own, began_s) if runtime.own else {}),
+        **measured,
     }
     return wire.reply(instruction, trained.tensors, told(runtime.privacy, metrics))
 

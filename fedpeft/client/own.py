@@ -7,7 +7,8 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 
 from fedpeft.core.errors import ConfigError, DataError, printable
 from fedpeft.core.version import __version__
+from fedpeft.device_profiles.power import PowerMeter
 
 DEPLOYED = "deployed"
 """Entry of a config for real devices: the server's version, and the names of ``labels`` and ``groups``, which no
@@ -81,15 +83,29 @@ class OwnData:
         return {**config, "model": model, "task": task}
 
 
-def measured_on(own: OwnData, began_s: float) -> dict[str, float]:
-    """Return what a round took on this device, by the names of ``core.metrics.MEASURED_METRICS``.
+@contextmanager
+def measuring(own: OwnData | None) -> Iterator[dict[str, float]]:
+    """Lend a dict that holds, after the block, what it took on this device, by names of ``MEASURED_METRICS``.
 
-    The download is the node's to know, which notes its seconds in ``link.json`` of the state folder.
+    The download is the node's to know, which notes its seconds in ``link.json`` of the state folder. Joules are told
+    where the kernel shows what the machine draws; they are the whole machine's, not this process's alone.
 
     Args:
-        own: the device.
-        began_s: ``time.monotonic()`` when the message was there.
+        own: the device, None for a simulated one, of which nothing is told.
     """
+    found: dict[str, float] = {}
+    if own is None:
+        yield found
+        return
+    meter, began_s = PowerMeter(), time.monotonic()
+    began = meter.begin()
+    yield found
+    found |= _measured_on(own, began_s)
+    if (watts := meter.since(began)) is not None:
+        found["energy-j"] = watts * found["train-wall-s"]
+
+
+def _measured_on(own: OwnData, began_s: float) -> dict[str, float]:
     # A fork for each message begins with its parent's memory, so that its peak is this round's. macOS counts bytes.
     unit = 2**20 if sys.platform == "darwin" else 2**10
     found = {

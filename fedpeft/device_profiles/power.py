@@ -56,8 +56,17 @@ class PowerMeter:
 
     def during(self, work: Callable[[], object]) -> float | None:
         """Return the mean watts while ``work`` runs: by the counters' difference, or the battery's at its end."""
-        before, started = self._energies_j(), time.perf_counter()
+        began = self.begin()
         work()
+        return self.since(began)
+
+    def begin(self) -> tuple[float, list[float | None]]:
+        """Return what `since` needs."""
+        return time.perf_counter(), self._energies_j()
+
+    def since(self, began: tuple[float, list[float | None]]) -> float | None:
+        """Return the mean watts since `begin`, None where they cannot be read."""
+        started, before = began
         passed_s = time.perf_counter() - started
         if self.kind == "battery":
             watts = [_drawn_w(one) for one in self._batteries]

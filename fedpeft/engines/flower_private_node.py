@@ -18,6 +18,8 @@ from fedpeft.engines.flower_private_device import replaced
 IDLE_S = 3
 """Seconds that Flower's SuperNode sleeps when the server has nothing for it."""
 UNAUTHORIZED = 401
+HEARTBEAT_S = 20.0
+"""Seconds that a heartbeat's answer may take: on a slow link it waits behind a download."""
 UNKNOWN_KEY = "unknown key"
 """Reason of a refusal: the server has registered no such key."""
 _AGAIN_S = 2.0
@@ -45,7 +47,7 @@ def run_supernode(
     """
     from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
     from flwr.supercore.run import RunNotRunningException
-    from flwr.supernode import fleet_http_connection, start_client_internal
+    from flwr.supernode import fleet_http_client, fleet_http_connection, start_client_internal
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
     connect, pull = start_client_internal._init_connection, start_client_internal._pull_and_store_message
@@ -91,12 +93,14 @@ def run_supernode(
             FleetHttpClient=_returning_client(tell, last_id),
             flwr_exit=lambda code, reason="", **_: tell("refused", reason=reason),
         ),
+        replaced(fleet_http_client, HEARTBEAT_CALL_TIMEOUT=HEARTBEAT_S),
     ):
         flower_supernode()
 
 
 def _returning_client(tell: Callable[..., None], last_id: int | None) -> type:
     """Return Flower's client of a server, which can tell a key that is unknown from one that is still held present."""
+    import httpx
     from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest
     from flwr.supercore.error import ApiErrorCode
     from flwr.supernode.fleet_http_client import FleetHttpClient
@@ -107,7 +111,28 @@ def _returning_client(tell: Callable[..., None], last_id: int | None) -> type:
         return found[0] if found else None
 
     class Client(FleetHttpClient):
+        activation: Any = None
+        in_doubt = False
+
+        def PullMessages(self, request: Any) -> Any:
+            if self.in_doubt:
+                self._be_missed(request.node.node_id)
+            try:
+                return super().PullMessages(request)
+            except httpx.TransportError as error:
+                self.in_doubt = not isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
+                raise
+
+        def _be_missed(self, node_id: int) -> None:
+            # An answer that was lost on its way may have held a message, which counts as delivered: the server would
+            # wait for its reply until it sees this node gone.
+            self.DeactivateNode(DeactivateNodeRequest(node_id=node_id))
+            time.sleep(_AWAY_S)
+            super().ActivateNode(self.activation)
+            self.in_doubt = False
+
         def ActivateNode(self, request: Any) -> Any:
+            self.activation = request
             while True:
                 try:
                     return super().ActivateNode(request)
