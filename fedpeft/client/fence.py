@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, TypeGuard
 
 from fedpeft import config as cfg
 from fedpeft.core.errors import ConfigError, EngineError, printable
+from fedpeft.core.errors import OUT_OF_MEMORY
 
 DEFAULT_ALLOW = (
     "fedpeft.methods.",
@@ -170,7 +171,7 @@ class Fence:
             if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
                 raise
             raise EngineError(
-                f"out of memory: this device allows {self.max_memory_mb:g} MB (--max-memory-mb; a smaller batch, "
+                f"{OUT_OF_MEMORY}: this device allows {self.max_memory_mb:g} MB (--max-memory-mb; a smaller batch, "
                 "rank or model needs less)"
             ) from error
         finally:
@@ -205,5 +206,5 @@ def _level_name(target: object) -> str:
     return "none" if target is None else str(target).rpartition(".")[2]
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

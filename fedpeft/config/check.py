@@ -151,7 +151,7 @@ _OF_KIND = {
 
 def _applies(config: Config, path: str) -> bool:
     """Whether a config of its kind of task has this key."""
-    kind = look_up(config, "task.kind")
+    kind: object = look_up(config, "task.kind")
     return _OF_KIND.get(path, kind) == kind
 
 

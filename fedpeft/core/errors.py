@@ -17,6 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+OUT_OF_MEMORY = "out of memory"
+"""Words by which a device says, in the reason of an error reply, that the work was too large for it."""
+
+
+def is_out_of_memory(reason: str) -> bool:
+    """Return whether an error's reason says that memory was lacking."""
+    return OUT_OF_MEMORY in reason
+
 
 class FedPeftError(Exception):
     """Base of every error that fedpeft raises on purpose.

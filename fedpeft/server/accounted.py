@@ -94,5 +94,5 @@ def _larger(
     if after <= statement.epsilon:
         return statement
     by_rdp = epsilon(every, statement.delta, accountant="rdp") if budget is None else None
-    steps = max(statement.steps, sum(one.steps for one in every))
+    steps = max(statement.steps or 0, sum(one.steps for one in every))
     return replace(statement, epsilon=after, epsilon_rdp=by_rdp, steps=steps)

@@ -28,6 +28,7 @@ from fedpeft.server.fitting import Fitting
 from fedpeft.server.grid import ClockedGrid
 from fedpeft.server.privacy import Books, private_rounds
 from fedpeft.server.real_devices import RealDevices
+from fedpeft.server.real_fitting import RealFitting
 from fedpeft.server.rounds import Rounds, Session
 from fedpeft.strategies.base import FedPeft
 from fedpeft.strategies.buffer import Buffer
@@ -83,8 +84,12 @@ def _serve(grid: Grid, session: Session, privacy: PrivateRounds | None) -> None:
     _refuse_unsound(strategy, runtime)
     devices = RealDevices.of(runtime) if session.is_real else SimulatedDevices.of(runtime)
     observers = session.observers
+    fitting: RealFitting | None = None
     if isinstance(strategy, FedPeft):
         observers = (*observers, Feedback(strategy.selection))
+        if session.is_real and config["devices"]["fit"]:
+            fitting = RealFitting(runtime=runtime, strategy=strategy)
+            observers = (*observers, fitting)
     clocked = ClockedGrid(
         grid,
         roster=roster,
@@ -101,7 +106,7 @@ def _serve(grid: Grid, session: Session, privacy: PrivateRounds | None) -> None:
     if isinstance(strategy, FedPeft):
         strategy.roster, strategy.observers = roster, observers
         strategy.search_loss = rounds.search_loss if len(runtime.examples.search_rows) else None
-        _settle_in(strategy, runtime, devices, clocked, privacy)
+        _settle_in(strategy, runtime, devices, clocked, privacy, fitting)
     start = _resume(session, strategy, clocked)
     clients = roster.refresh(clocked, timeout=config["round"]["timeout_s"])
     if not clients:
@@ -139,9 +144,10 @@ def _settle_in(
     devices: SimulatedDevices | RealDevices,
     clocked: ClockedGrid,
     privacy: PrivateRounds | None,
+    real_fitting: RealFitting | None,
 ) -> None:
     """Give one of our own strategies what surrounds it: the run, time, devices, privacy."""
-    config, ranks, orders = runtime.config, runtime.ranks, None
+    config, ranks, orders = runtime.config, runtime.ranks, real_fitting.orders if real_fitting else None
     if isinstance(devices, SimulatedDevices) and config["devices"]["fit"]:
         fitting = Fitting.of(runtime, strategy, devices.fleet)
         ranks, orders = fitting.ranks(ranks), fitting.orders

@@ -15,7 +15,7 @@ from fedpeft.core.ranks import RankPlan
 from fedpeft.core.tensors import specs
 from fedpeft.core.traits import RANKS
 from fedpeft.core.types import ClientInfo, Work
-from fedpeft.device_profiles.assignment import AnyFleet
+from fedpeft.device_profiles.assignment import SupportsProfile
 from fedpeft.device_profiles.fit import Choice, candidates, fit, layers_below
 from fedpeft.privacy.example_level import ExampleLevel
 from fedpeft.strategies.base import FedPeft
@@ -34,7 +34,7 @@ class Fitting:
     choices: Mapping[str, Choice]
 
     @classmethod
-    def of(cls, runtime: Runtime, strategy: FedPeft, fleet: AnyFleet) -> Fitting:
+    def of(cls, runtime: Runtime, strategy: FedPeft, fleet: SupportsProfile) -> Fitting:
         """Find for every device of the run the most that fits its memory and the round's deadline.
 
         Ranks differ only under rules that bear mixed ranks, layers only under those that bear mixed layers. A device
@@ -45,7 +45,7 @@ class Fitting:
         deadline_s = runtime.config["round"]["deadline_s"]
         found: dict[str, Choice] = {}
         for device in dict.fromkeys(runtime.devices):
-            wanted = _wanted(runtime, strategy, plan.by_device.get(device, plan.default) or 0)
+            wanted = choices_for(runtime, strategy, plan.by_device.get(device, plan.default) or 0)
             choice = fit(fleet.profile(device), wanted, fitting.work, deadline_s=deadline_s)
             found |= {device: choice} if choice else {}
         return replace(fitting, choices=found)
@@ -98,8 +98,8 @@ class Fitting:
         return Orders(freeze=self._frozen(choice)).trains(sent, sent)
 
 
-def _wanted(runtime: Runtime, strategy: FedPeft, rank: int) -> list[Choice]:
-    """Return the choices of a device that may have this rank at most, best first."""
+def choices_for(runtime: Runtime, strategy: FedPeft, rank: int) -> list[Choice]:
+    """Return the choices of a device that may have this rank at most, best first; the first is the config as it is."""
     found = candidates(
         rank=rank if RANKS in runtime.method.traits else 0,
         batch_size=runtime.settings.batch_size,

@@ -14,12 +14,14 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from fedpeft.core.errors import EngineError, FedPeftError
+from fedpeft.core.errors import OUT_OF_MEMORY
 from fedpeft.engines.deploy.parenthood import die_with
 from fedpeft.engines.deploy.telling import Hearer, Teller
 
 if TYPE_CHECKING:
     from flwr.app import Context, Message
-    from flwr.clientapp import ClientApp
+
+    from fedpeft.engines.flower_private_device import App
 
 RAISED = 2
 """Flower's code for a ClientApp that raised."""
@@ -62,7 +64,7 @@ def answer_task(
     spec: Any,
     tell: Callable[..., None],
     *,
-    make_app: Callable[[], ClientApp],
+    make_app: Callable[[], App],
     limits: Callable[[], AbstractContextManager[None]],
 ) -> int:
     """Answer a task by our ClientApp; return the exit code, 0 where the app has answered without an error.
@@ -136,7 +138,7 @@ def _round_of(message: Message) -> int | None:
 
 
 def _reply(
-    make_app: Callable[[], ClientApp],
+    make_app: Callable[[], App],
     limits: Callable[[], AbstractContextManager[None]],
     message: Message,
     context: Context,
@@ -161,5 +163,5 @@ def _told(error: Exception) -> Exception:
         not isinstance(error, FedPeftError) and any(known in text for known in _OUT_OF_MEMORY)
     ):
         detail = text.splitlines()[0] if text else "MemoryError"
-        return EngineError(f"out of memory on the device: {detail} (give it a smaller batch, rank or model)")
+        return EngineError(f"{OUT_OF_MEMORY} on the device: {detail} (give it a smaller batch, rank or model)")
     return error

@@ -219,11 +219,12 @@ def _refuse_what_devices_cannot(config: cfg.Config) -> None:
     Raises:
         ConfigError: all of them.
     """
-    problems = [
-        f"devices.{key}=true is for simulated devices: real ones are as they are (set devices.{key}=false)"
-        for key in ("availability", "fit")
-        if config["devices"][key]
-    ]
+    problems = []
+    if config["devices"]["availability"]:
+        problems.append(
+            "devices.availability=true is for simulated devices: real ones come and go as they do (set "
+            "devices.availability=false)"
+        )
     if config["round"]["buffer_size"] is not None:
         problems.append("round.buffer_size works on the virtual clock only (leave it null)")
     if problems:

@@ -21,13 +21,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from fedpeft.core.errors import OUT_OF_MEMORY
 from fedpeft.engines.deploy.child import answer_for, answer_task, forked
 from fedpeft.engines.deploy.parenthood import death
 from fedpeft.engines.deploy.telling import Event, Hearer
 from fedpeft.engines.flower_private_device import accepted, client_tasks
 
 if TYPE_CHECKING:
-    from flwr.clientapp import ClientApp
+    from fedpeft.engines.flower_private_device import App
 
 LOST = 8
 """Flower's code for a ClientApp that stopped responding."""
@@ -80,7 +81,7 @@ class ForkingExecutor:
     def __init__(
         self,
         *,
-        make_app: Callable[[], ClientApp],
+        make_app: Callable[[], App],
         warm: Callable[[str], None],
         tell: Callable[[Event], None] = lambda event: None,
         limits: Callable[[], AbstractContextManager[None]] = nullcontext,
@@ -198,5 +199,5 @@ def _why(status: int) -> str:
     if name is None:
         return f"the process that answered ended with code {os.WEXITSTATUS(status)} and no answer"
     if name == "SIGKILL":
-        return "the process that answered was killed (SIGKILL), most often by the system for lack of memory"
+        return f"the process that answered was killed (SIGKILL), most often by the system because it is {OUT_OF_MEMORY}"
     return f"the process that answered was killed ({name})"
