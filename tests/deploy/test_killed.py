@@ -18,6 +18,8 @@ import psutil
 import pytest
 from real_federation import Federation, federation, smaller, write_own_files
 
+from fedpeft.engines.deploy.processes import is_alive
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ROUNDS = 7
 Row = dict[str, object]
@@ -59,7 +61,8 @@ def training(made: Federation, number: int) -> list[int]:
 
 def descendant(made: Federation, process: str, word: str) -> int:
     found = psutil.Process(made.processes[process].pid).children(recursive=True)
-    return next(one.pid for one in found if word in " ".join(one.cmdline()))
+    # One that has just ended has no command line any more.
+    return next(one.pid for one in found if is_alive(one) and word in " ".join(one.cmdline()))
 
 
 def kill_in_mid_round(made: Federation, what: str, pid: Callable[[], int]) -> None:
