@@ -15,6 +15,7 @@ from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
 
 from fedpeft.engines.flower_private import set_identity
+from fedpeft.engines.flower_private_server import fit_chunks
 
 
 @contextmanager
@@ -105,6 +106,7 @@ def run_clientapp(
         pushed()
 
     push_message = module.push_message
+    fit_chunks()
     # A forked process would otherwise run its parent's.
     exit_handler.registered_exit_handlers.clear()
     with replaced(

@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import Strategy
 
 import fedpeft
 from fedpeft.core.wire import LOST_CODES
-from fedpeft.engines import flower_private, flower_private_device, flower_private_node
+from fedpeft.engines import flower_private, flower_private_device, flower_private_node, flower_private_server
 from fedpeft.engines.flower_private import Run, set_identity, set_message_id
 from fedpeft.server.grid import ERROR_DROPPED
 
@@ -35,11 +35,12 @@ def test_the_pinned_flower_is_installed() -> None:
     assert version("flwr").startswith("1.41.")
 
 
-def test_private_imports_stay_in_three_modules() -> None:
+def test_private_imports_stay_in_four_modules() -> None:
+    ours = (flower_private, flower_private_device, flower_private_node, flower_private_server)
     found = {
         f"{path.relative_to(PACKAGE)}: {name}"
         for path in PACKAGE.rglob("*.py")
-        if path not in {Path(str(one.__file__)) for one in (flower_private, flower_private_device, flower_private_node)}
+        if path not in {Path(str(one.__file__)) for one in ours}
         for name in imports(path)
         if name.startswith("flwr.") and name.split(".")[1] not in PUBLIC
     }
@@ -138,6 +139,25 @@ def test_an_idle_supernode_sleeps_for_as_long_as_we_replace() -> None:
     assert "make_simple_http_retry_invoker()" in connection and "flwr_exit(" in connection
     invoker = fleet_http_connection.make_simple_http_retry_invoker()
     assert all((invoker.on_backoff, invoker.on_success, invoker.should_giveup))
+
+
+def test_a_server_apps_grid_is_asked_as_it_asks_itself() -> None:
+    from flwr.superlink.grid import HttpGrid
+
+    source = inspect.getsource(HttpGrid)
+    # Looked up on the client each time, where another one can be put in its place for a while.
+    assert "push_object_protobuf=self._runtime_client.PushObject," in source
+    for call in ("_runtime_client.PullMessages(", "_runtime_client.ConfirmMessageReceived("):
+        assert call in source
+    assert "self.node = Node(node_id=SUPERLINK_NODE_ID)" in source
+
+
+def test_arrays_are_cut_by_a_name_that_can_be_replaced() -> None:
+    from flwr.app.message import array
+    from flwr.supernode import fleet_http_client
+
+    assert inspect.getsource(array.Array.slice_array).count("FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE") == 2
+    assert "timeout=HEARTBEAT_CALL_TIMEOUT" in inspect.getsource(fleet_http_client.FleetHttpClient.SendNodeHeartbeat)
 
 
 def test_only_messages_for_a_client_app_are_taken() -> None:

@@ -31,7 +31,9 @@ client_app = ClientApp()
 def main(grid: Grid, context: Context) -> None:
     """Run a config on the devices that are connected; everything goes to its run directory."""
     from fedpeft.engines.deploy.serving import serve_run
+    from fedpeft.engines.flower_private_server import fit_chunks
 
+    fit_chunks()
     # Nobody would hear what a ServerApp does whose SuperExec was killed.
     die_with(os.getppid())
     # Flower ends its processes by SIGTERM, and a run that is interrupted must say so on record.

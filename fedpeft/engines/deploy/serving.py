@@ -17,6 +17,7 @@ from fedpeft.client.building import runtime_for
 from fedpeft.client.holdings import describe_data
 from fedpeft.core.errors import EngineError
 from fedpeft.core.events import Preparing, tell
+from fedpeft.engines.deploy.arriving_grid import ArrivingGrid
 from fedpeft.engines.deploy.event_file import NAME, EventFile
 from fedpeft.engines.deploy.named_grid import POLL_S, NamedGrid
 from fedpeft.engines.flower_private import is_link_error
@@ -67,7 +68,7 @@ def _alone(run_dir: Path) -> Iterator[None]:
 def _tell_all(grid: Grid, config_json: str, launch: Mapping[str, Any], run_dir: Path) -> None:
     events = EventFile(run_dir / NAME)
     try:
-        _serve(NamedGrid(grid, Path(launch["nodes"])), config_json, launch, run_dir, events)
+        _serve(grid, config_json, launch, run_dir, events)
     except BaseException as error:
         # Without a word of failure, the launcher starts another ServerApp, from the last checkpoint.
         if not is_link_error(error):
@@ -77,10 +78,12 @@ def _tell_all(grid: Grid, config_json: str, launch: Mapping[str, Any], run_dir: 
         events.close()
 
 
-def _serve(grid: NamedGrid, config_json: str, launch: Mapping[str, Any], run_dir: Path, events: EventFile) -> None:
+def _serve(grid: Grid, config_json: str, launch: Mapping[str, Any], run_dir: Path, events: EventFile) -> None:
     tame_memory()
     tell((events,), Preparing(what="loading model and data"))
     runtime = runtime_for(config_json, None)
+    arriving = ArrivingGrid(grid, max_bytes=runtime.config["guard"]["max_bytes"])
+    named = NamedGrid(arriving, Path(launch["nodes"]))
     start = Start(
         checkpoint=load_checkpoint(run_dir / "checkpoints") if launch["resuming"] else None,
         earlier=launch["earlier"],
@@ -89,7 +92,7 @@ def _serve(grid: NamedGrid, config_json: str, launch: Mapping[str, Any], run_dir
     )
     promised = promise(runtime, start.checkpoint.state if start.checkpoint else {})
     tell_promise((events,), promised)
-    _wait_for(grid, int(launch["wait_for"]), events)
+    _wait_for(named, int(launch["wait_for"]), events)
     session = open_session(
         runtime,
         start,
@@ -103,7 +106,7 @@ def _serve(grid: NamedGrid, config_json: str, launch: Mapping[str, Any], run_dir
         is_real=True,
     )
     with on_record(session):
-        serve(grid, session)
+        serve(named, session)
     close_session(session, "finished")
 
 
