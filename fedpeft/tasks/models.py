@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 POSITION_TABLES = ("position_embeddings", "wpe", "embed_positions")
 DTYPES = ("auto", "float32", "bfloat16")
+_DRAWN = "fedpeft_drawn"
+"""Attribute of a loaded model: the names of the parameters that its checkpoint lacks."""
 
 
 def resolve_dtype(dtype: str) -> str:
@@ -131,15 +133,22 @@ def _load(
         options = loading_options(config, path)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model: nn.Module = kind.from_pretrained(
-                path, config=config, dtype=getattr(torch, dtype), revision=revision, **options
+            model, loading = kind.from_pretrained(
+                path,
+                config=config,
+                dtype=getattr(torch, dtype),
+                revision=revision,
+                output_loading_info=True,
+                **options,
             )
     except (OSError, ValueError) as error:
         raise DataError(f"no model at {path}: {_first_line(error)} (set model.path)") from error
     settle(model, dtype)
     if dropout is not None:
         set_dropout(model, dropout)
-    return model
+    setattr(model, _DRAWN, frozenset(loading["missing_keys"]))
+    loaded: nn.Module = model
+    return loaded
 
 
 def max_tokens(model: nn.Module) -> int | None:
@@ -168,13 +177,18 @@ def set_dropout(model: nn.Module, probability: float) -> None:
 def hash_model(model: nn.Module) -> str:
     """Return the sha256 of names, shapes and values of every parameter, scales of quantised ones included.
 
-    Equal on two ends that hold the same base model.
+    Equal on two ends that hold the same base model, whatever their processors: the values of a head that the checkpoint
+    lacks, and that was drawn here, are left out. Normal numbers of the same seed differ between x86-64 and ARM64 in
+    their last bits.
     """
     import torch
 
+    drawn: frozenset[str] = getattr(model, _DRAWN, frozenset())
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        if name in drawn:
+            continue
         digest.update(parameter.detach().contiguous().view(torch.uint8).numpy().data)
     for name, about, values in stored_state(model):
         digest.update(f"{name}{about}{tuple(values.shape)}{values.dtype}".encode())
