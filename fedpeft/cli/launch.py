@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,8 +82,8 @@ def _run(config: cfg.Config, run_dir: Path, resuming: bool, started_at: float) -
     code = 0
     try:
         with _display(config) as display:
-            observers = (*([display] if display else []), *_trackers(config, run_dir))
-            start = Start(checkpoint=checkpoint, earlier=earlier, observers=observers, started_at=started_at)
+            observers: list[Observer] = [*([display] if display else []), *_trackers(config, run_dir)]
+            start = Start(checkpoint=checkpoint, earlier=earlier, observers=tuple(observers), started_at=started_at)
             engine.run(config, start)
     except KeyboardInterrupt:
         print(f"fedpeft: interrupted; continue with: {_command(config)} resume={run_dir}", file=sys.stderr)
@@ -225,7 +225,7 @@ def _display(config: cfg.Config) -> AbstractContextManager[LiveDisplay | None]:
 def _trackers(config: cfg.Config, run_dir: Path) -> list[Observer]:
     from fedpeft.report.trackers import TensorBoardTracker, WandbTracker
 
-    make = {
+    make: dict[str, Callable[[], Observer]] = {
         "tensorboard": lambda: TensorBoardTracker(run_dir),
         "wandb": lambda: WandbTracker(run_dir, project=config["name"]),
     }

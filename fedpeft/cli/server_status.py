@@ -30,7 +30,7 @@ def show_devices(folder: Path, *, as_json: bool) -> None:
     from fedpeft.engines.deploy.keys import fingerprint
     from fedpeft.engines.deploy.registry import Registry
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": device.name,
             "client_id": device.client_id,

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from flwr.app import Context, Error, Message
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedpeft.client.building import runtime_for
@@ -84,7 +84,7 @@ def _client_id(context: Context, own: OwnData | None = None) -> int:
     return own.client_id if own else int(context.node_config["partition-id"])
 
 
-def _hello(runtime: Runtime, context: Context) -> wire.RecordDict:
+def _hello(runtime: Runtime, context: Context) -> RecordDict:
     own, client_id = runtime.own, _client_id(context, runtime.own)
     device = own.device if own else str(context.node_config.get("device", "")) or runtime.devices[client_id]
     return wire.hello_reply(
@@ -115,7 +115,7 @@ def _read(runtime: Runtime, message: Message) -> wire.Instruction:
     return instruction
 
 
-def _train(runtime: Runtime, message: Message, context: Context) -> wire.RecordDict:
+def _train(runtime: Runtime, message: Message, context: Context) -> RecordDict:
     with measuring(runtime.own) as measured:
         instruction = _read(runtime, message)
         client_id, personal = _personal(runtime, context)
@@ -141,7 +141,7 @@ def _train(runtime: Runtime, message: Message, context: Context) -> wire.RecordD
     return wire.reply(instruction, trained.tensors, told(runtime.privacy, metrics))
 
 
-def _evaluate(runtime: Runtime, message: Message, context: Context) -> wire.RecordDict:
+def _evaluate(runtime: Runtime, message: Message, context: Context) -> RecordDict:
     instruction = _read(runtime, message)
     client_id, personal = _personal(runtime, context)
     scores = runtime.evaluate_client(client_id, instruction, personal)

@@ -13,8 +13,7 @@ from types import FrameType
 from typing import Any, TypeGuard
 
 from fedpeft import config as cfg
-from fedpeft.core.errors import ConfigError, EngineError, printable
-from fedpeft.core.errors import OUT_OF_MEMORY
+from fedpeft.core.errors import OUT_OF_MEMORY, ConfigError, EngineError, printable
 
 DEFAULT_ALLOW = (
     "fedpeft.methods.",

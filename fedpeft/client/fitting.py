@@ -122,7 +122,8 @@ def fit(tunable: Tunable, payload: Tensors, orders: Orders, initial: Tensors, ow
         WireError: check ``held``: the client does not have what the server believes it put away.
     """
     values: Tensors = {}
-    trained, kept = [], []
+    trained: list[str] = []
+    kept: list[str] = []
     for key, start in at_rank(initial, orders.rank).items():
         if key in payload:
             values[key] = payload[key]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedpeft.core.ranks import RankPlan
-from fedpeft.device_profiles.fleet import Fleet
+from fedpeft.device_profiles.assignment import SupportsProfile
 from fedpeft.methods.base import Method
 from fedpeft.methods.lora import LoRA
 
 
-def rank_plan(method: Method, fleet: Fleet, devices: Sequence[str]) -> RankPlan:
+def rank_plan(method: Method, fleet: SupportsProfile, devices: Sequence[str]) -> RankPlan:
     """Return rank and scaling of the global model and of each device.
 
     ``method.ranks`` names device profiles or classes; a profile's own entry goes before its class's.

@@ -121,13 +121,13 @@ def _take_step(
     for value, total in zip(live, sums, strict=True):
         value.grad = None
         # Not assigned: what a method hangs on a gradient (AdaLoRA's regulariser) joins it here, after the noise.
-        value.backward(total / run.expected_batch)  # type: ignore[no-untyped-call]
+        value.backward(total / run.expected_batch)
 
 
 def _pull(pulls: Pulls) -> None:
     extra = pulls.loss()
     if not isinstance(extra, float):
-        extra.backward()  # type: ignore[no-untyped-call]
+        extra.backward()
     pulls.before_clipping()
     pulls.after_clipping()
 

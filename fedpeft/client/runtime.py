@@ -33,6 +33,7 @@ from fedpeft.core.tensors import specs
 from fedpeft.core.types import Tensors, TensorSpec
 from fedpeft.core.wire import Identity, Instruction
 from fedpeft.data.holdout import client_split, num_test_rows
+from fedpeft.device_profiles.assignment import AnyFleet
 from fedpeft.device_profiles.flops import StepFlops
 from fedpeft.device_profiles.memory import StepMemory
 from fedpeft.methods.base import Method, Tunable, extract_tensors, load_tensors
@@ -106,7 +107,8 @@ class Runtime:
     @cached_property
     def devices(self) -> list[str]:
         """Device profile of each simulated client."""
-        return cfg.build(self.config["fleet"], self.allow).assign(self.config["num_clients"], self.seed)
+        fleet: AnyFleet = cfg.build(self.config["fleet"], self.allow)
+        return fleet.assign(self.config["num_clients"], self.seed)
 
     @cached_property
     def _recent_rows(self) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:

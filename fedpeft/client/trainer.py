@@ -143,7 +143,7 @@ def train(
             batch = task.collate(batch_rows)
             with autocast(dtype):
                 loss = task.per_example_loss(tunable.model, batch).mean()
-            (loss + pulls.loss()).backward()  # type: ignore[no-untyped-call]
+            (loss + pulls.loss()).backward()
             pulls.before_clipping()
             if settings.max_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)

@@ -60,7 +60,7 @@ def _save_model(packed: Path, out: Path) -> None:
     )
     # Its progress bar cannot be turned off.
     with contextlib.redirect_stderr(io.StringIO()):
-        loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             packed, gguf_file=_FILE, dtype=torch.float32, local_files_only=True, **plain
         )
     # What was loaded from GGUF refuses to be saved; a twin that never heard of it does not.

@@ -64,7 +64,8 @@ class Table:
     @property
     def strata(self) -> np.ndarray:
         """Group and class in one number, int64 (n,): equal where both are."""
-        return np.add(self.groups * max(len(self.label_names), 1), self.labels)
+        strata: np.ndarray = self.groups * max(len(self.label_names), 1) + self.labels
+        return strata
 
     def take(self, rows: np.ndarray | list[int]) -> Table:
         """Return a new table of the given rows, in their order, with the same names.

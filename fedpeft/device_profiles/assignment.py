@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import overload
+from typing import Protocol, overload
 
 import numpy as np
 
@@ -65,6 +65,14 @@ class Devices(Sequence[str]):
     def _named(self, codes: np.ndarray) -> list[str]:
         named: list[str] = np.array(self.names, dtype=object)[codes].tolist()
         return named
+
+
+class SupportsProfile(Protocol):
+    """What knows devices by name: a fleet, or devices without clients."""
+
+    def profile(self, name: str) -> DeviceProfile:
+        """Return the profile of one of them."""
+        ...
 
 
 class AnyFleet(ABC):

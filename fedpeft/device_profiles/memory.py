@@ -182,7 +182,7 @@ class _Step:
     def _finish(self, loss: torch.Tensor, trained: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
         import torch
 
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if self.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(trained, self.max_grad_norm)
         optimizer.step()

@@ -139,7 +139,7 @@ def _model(attention: str) -> Any:
         vocab_size=VOCABULARY,
         use_cache=False,
     )
-    model = LlamaForCausalLM._from_config(config, attn_implementation=attention)  # type: ignore[no-untyped-call]
+    model = LlamaForCausalLM._from_config(config, attn_implementation=attention)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         inject_adapter_in_model(LoraConfig(r=RANK, target_modules=["q_proj", "v_proj"]), model)
@@ -164,7 +164,7 @@ def _step_of(model: nn.Module, batch_size: int, seq_len: int) -> Callable[[], ob
     def step() -> None:
         logits = model(input_ids=ids, attention_mask=mask).logits
         loss = cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -8,14 +8,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
-from flwr.app import Error, Message
-from flwr.clientapp import ClientApp
+from flwr.app import Context, Error, Message, RecordDict
 
 from fedpeft.engines.flower_private import set_identity
 from fedpeft.engines.flower_private_server import fit_chunks
+
+App = Callable[[Message, Context], Message]
+"""What answers messages: a ClientApp, or a function around one."""
 
 
 @contextmanager
@@ -77,7 +79,7 @@ def run_superexec(executor: Any, *, address: str, secret: bytes, poll_s: float) 
 
 
 def run_clientapp(
-    *, address: str, token: str, app: ClientApp, pulled: Callable[[bytes], None], pushed: Callable[[], None]
+    *, address: str, token: str, app: App, pulled: Callable[[bytes], None], pushed: Callable[[], None]
 ) -> None:
     """Answer one task with Flower's ClientApp process, by our app: what the server sent as code is dropped unread.
 
@@ -156,6 +158,7 @@ def push_error(*, address: str, token: str, pulled: bytes | None, code: int, rea
     node_id, run_id = message.metadata.dst_node_id, message.metadata.run_id
     set_identity(run_id=run_id, node_id=node_id)
     reply = Message(Error(code, reason), reply_to=message)
-    module.push_message(client, reply, SimpleNamespace(node_id=node_id, run_id=run_id))
+    context = Context(run_id=run_id, node_id=node_id, node_config={}, state=RecordDict(), run_config={})
+    module.push_message(client, reply, context)
     module.push_task_output(client, None, SubStatus.FAILED, reason)
     client.close()

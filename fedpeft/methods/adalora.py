@@ -98,7 +98,7 @@ def _regularise(factors: Mapping[str, torch.Tensor], weight: float) -> None:
     """Add the regulariser's gradient to that of the loss, whoever computes it."""
     for name, value in factors.items():
         hook = _hook(value, weight, rows=name.endswith("lora_A"))
-        value.register_hook(hook)  # type: ignore[no-untyped-call]
+        value.register_hook(hook)
 
 
 def _hook(value: torch.Tensor, weight: float, *, rows: bool) -> Callable[[torch.Tensor], torch.Tensor]:

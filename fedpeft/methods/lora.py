@@ -131,9 +131,11 @@ class LoRA:
     def _config(self, model: nn.Module) -> Any:
         from peft import LoraConfig
 
-        config = LoraConfig(
+        # peft says int and takes any number.
+        alpha: Any = self.alpha
+        config: Any = LoraConfig(
             r=self.largest,
-            lora_alpha=self.alpha,
+            lora_alpha=alpha,
             lora_dropout=self.dropout,
             use_rslora=self.rslora,
             use_dora=self.dora,
@@ -170,6 +172,7 @@ def join_merged(tensors: Tensors, scaling: float, rank: int) -> tuple[Tensors, i
 
 def _set_scaling(model: nn.Module, own: float, scaling: float, sent: frozenset[str]) -> None:
     """Give every adapted module the scaling of the factors that were loaded, 0 for the method's own."""
+    module: Any
     for module in model.modules():
         if hasattr(module, "lora_A") and "default" in module.scaling:
             module.scaling["default"] = scaling or own

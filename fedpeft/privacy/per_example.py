@@ -72,7 +72,7 @@ class Hooked(AbstractContextManager["Hooked"]):
             with warnings.catch_warnings():
                 # True of every module that reads the frozen part alone, and of no consequence here.
                 warnings.filterwarnings("ignore", message="Full backward hook is firing")
-                loss.sum().backward()  # type: ignore[no-untyped-call]
+                loss.sum().backward()
             return [self._taken(value, len(rows)) for value in self._parameters]
         finally:
             self._forget()

@@ -126,7 +126,7 @@ class Whole(Repair):
         kept = {name: None if name in self._without else value for name, value in kwargs.items()}
         args, kept = tree_map_only(torch.Tensor, torch.Tensor.detach, (args, kept))
         take = partial(self._take, args, kept, torch.is_autocast_enabled("cpu"))
-        first.register_hook(take)  # type: ignore[no-untyped-call]
+        first.register_hook(take)
 
     def _take(self, args: tuple[Any, ...], kwargs: dict[str, Any], mixed: bool, gradient: torch.Tensor) -> None:
         self._busy = True
@@ -167,7 +167,7 @@ class Repeated(Repair):
         gradients: dict[int, torch.Tensor] = {}
         for i, copy in enumerate(copies):
             take = partial(self._take, gradients, i, len(copies))
-            copy.register_hook(take)  # type: ignore[no-untyped-call]
+            copy.register_hook(take)
 
     def _take(self, gradients: dict[int, torch.Tensor], i: int, count: int, gradient: torch.Tensor) -> None:
         gradients[i] = gradient

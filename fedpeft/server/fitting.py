@@ -45,7 +45,7 @@ class Fitting:
         deadline_s = runtime.config["round"]["deadline_s"]
         found: dict[str, Choice] = {}
         for device in dict.fromkeys(runtime.devices):
-            wanted = choices_for(runtime, strategy, plan.by_device.get(device, plan.default) or 0)
+            wanted = choices_for(runtime, strategy, plan.by_device.get(device, plan.default or 0))
             choice = fit(fleet.profile(device), wanted, fitting.work, deadline_s=deadline_s)
             found |= {device: choice} if choice else {}
         return replace(fitting, choices=found)

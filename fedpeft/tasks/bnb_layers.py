@@ -72,7 +72,7 @@ class Linear8bitLt(Stored8bit):
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
         """Return W, (out_features, in_features)."""
         stored: Any = self.weight
-        scale = stored.SCB if stored.SCB is not None else self.state.SCB
+        scale: Any = stored.SCB if stored.SCB is not None else self.state.SCB
         weight: torch.Tensor = stored.data.float().mul_(scale.float().div(127.0)[:, None])
         return weight.to(dtype)
 
@@ -98,13 +98,13 @@ def settle_layers(model: torch.nn.Module, dtype: torch.dtype) -> int:
         dtype: what the 4-bit kernel dequantises to, so that no second conversion is needed.
     """
     count = 0
-    module: Any
     for module in model.modules():
         if isinstance(module, Stored8bit):
             module.__class__ = Linear8bitLt
         elif isinstance(module, Stored4bit):
             module.__class__ = Linear4bit
-            module.weight.quant_state.dtype = dtype
+            stored: Any = module.weight
+            stored.quant_state.dtype = dtype
         else:
             continue
         count += 1

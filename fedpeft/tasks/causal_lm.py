@@ -95,7 +95,8 @@ class CausalLM:
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
         """Return the number of tokens of each row."""
-        return np.subtract(self.offsets[rows + 1], self.offsets[rows])
+        lengths: np.ndarray = self.offsets[rows + 1] - self.offsets[rows]
+        return lengths
 
     def collate(self, rows: np.ndarray) -> Batch:
         """Return the rows as tensors, padded behind to the longest.

@@ -79,7 +79,8 @@ class TextClassification:
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
         """Return the number of tokens of each row."""
-        return self.offsets[rows + 1] - self.offsets[rows]
+        lengths: np.ndarray = self.offsets[rows + 1] - self.offsets[rows]
+        return lengths
 
     def collate(self, rows: np.ndarray) -> Batch:
         """Return the rows as tensors, padded to the longest.
@@ -132,4 +133,5 @@ class TextClassification:
 
 def _logits(model: nn.Module, batch: Batch) -> torch.Tensor:
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    return model(**inputs).logits.float()
+    logits: torch.Tensor = model(**inputs).logits.float()
+    return logits

@@ -13,8 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from fedpeft.core.errors import EngineError, FedPeftError
-from fedpeft.core.errors import OUT_OF_MEMORY
+from fedpeft.core.errors import OUT_OF_MEMORY, EngineError, FedPeftError
 from fedpeft.engines.deploy.parenthood import die_with
 from fedpeft.engines.deploy.telling import Hearer, Teller
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import NoReturn
 
 from fedpeft.core.errors import EngineError, printable
 from fedpeft.engines.deploy.executor import ForkingExecutor
@@ -66,7 +67,7 @@ class Client:
         self._refused_since_s: float | None = None
         self._connected = self._prepared = False
 
-    def run(self) -> None:
+    def run(self) -> NoReturn:
         """Serve for ever: what ends it is an exception.
 
         Raises:
@@ -128,7 +129,7 @@ class Client:
         except OSError as error:
             log.warning("%s cannot be written, so a crash will be noticed late: %s", self._last_id_path, error)
 
-    def _serve(self, node: Node) -> None:
+    def _serve(self, node: Node) -> NoReturn:
         import httpx
 
         from fedpeft.engines.flower_private_device import run_superexec

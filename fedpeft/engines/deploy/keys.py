@@ -106,7 +106,7 @@ def read_device_key(path: Path) -> DeviceKey:
         raise ConfigError(f"{path} has a passphrase, which nobody could type (ssh-keygen -p -f {path})") from error
     except (ValueError, UnsupportedAlgorithm) as error:
         raise ConfigError(f"{path} is damaged or no private key in OpenSSH format ({again})") from error
-    _check_curve(key.public_key(), str(path))
+    public = _check_curve(key.public_key(), str(path))
     first = data.splitlines()[0].decode(errors="replace")
     header = _HEADER.fullmatch(first)
     if header is None and first.startswith("#"):
@@ -114,7 +114,7 @@ def read_device_key(path: Path) -> DeviceKey:
     return DeviceKey(
         name=check_name(header["name"]) if header else None,
         client_id=int(header["client_id"]) if header else None,
-        public_key=_openssh(key.public_key()),
+        public_key=_openssh(public),
     )
 
 

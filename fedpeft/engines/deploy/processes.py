@@ -123,9 +123,10 @@ class ServerProcesses:
 def is_alive(process: psutil.Process) -> bool:
     """Return whether a process runs: one that has ended and was not waited for does not."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        runs: bool = process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
+    return runs
 
 
 def stop(child: subprocess.Popen[bytes]) -> None:
