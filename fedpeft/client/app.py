@@ -16,7 +16,7 @@ from fedpeft.client.private_round import told
 from fedpeft.client.runtime import Runtime, personal_state
 from fedpeft.client.state import PersonalState
 from fedpeft.core import wire
-from fedpeft.core.errors import BudgetError, FedPeftError, PrivacyError, WireError
+from fedpeft.core.errors import BudgetError, FedPeftError, PrivacyError, WireError, printable
 from fedpeft.tasks.base import Scores
 
 DEFAULT_ALLOW = (
@@ -111,8 +111,22 @@ def _read(runtime: Runtime, message: Message) -> wire.Instruction:
     instruction = wire.read_instruction(message.content, runtime.payload_spec, max_bytes=limit)
     # Stock Flower strategies send no identity; a server that sends one must mean this run, config and base model.
     if instruction.identity not in (wire.Identity(), runtime.identity):
-        raise WireError("identity", "the server's run, config or base model is not this client's")
+        raise WireError("identity", _difference(instruction.identity, runtime.identity))
     return instruction
+
+
+def _difference(theirs: wire.Identity, ours: wire.Identity) -> str:
+    """Say in which of the run, its config and the base model two identities differ, and what to do."""
+    if theirs.run_id != ours.run_id:
+        return (
+            f"the server speaks of run {printable(theirs.run_id, 64)}, this client has the config of run {ours.run_id}"
+        )
+    if theirs.config_hash != ours.config_hash:
+        return "the server computes by another config than the one it sent (one fedpeft of the same version on both)"
+    return (
+        f"the base model here is another one than the server's: its sha256 begins with {ours.model_hash[:12]}, the "
+        f"server's with {printable(theirs.model_hash[:12])} (copy the server's model folder and name it by --model)"
+    )
 
 
 def _train(runtime: Runtime, message: Message, context: Context) -> RecordDict:

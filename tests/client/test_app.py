@@ -223,10 +223,18 @@ def test_unsound_tensors_from_the_server_are_refused(client: Client, kind: str, 
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
-@pytest.mark.parametrize("field", ["run_id", "config_hash", "model_hash"])
-def test_another_servers_instruction_is_refused(client: Client, kind: str, field: str) -> None:
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        ("run_id", "the server speaks of run other"),
+        ("config_hash", "computes by another config"),
+        ("model_hash", "the base model here is another one than the server's: its sha256 begins with"),
+    ],
+)
+def test_another_servers_instruction_is_refused(client: Client, kind: str, field: str, said: str) -> None:
     wrong = replace(client.runtime.identity, **{field: "other"})
-    assert "WireError: identity" in client.send(kind, client.instruction(identity=wrong)).error.reason
+    reason = client.send(kind, client.instruction(identity=wrong)).error.reason
+    assert "WireError: identity" in reason and said in reason
     half = replace(wire.Identity(), **{field: getattr(client.runtime.identity, field)})
     assert "WireError: identity" in client.send(kind, client.instruction(identity=half)).error.reason
 
