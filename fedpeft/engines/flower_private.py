@@ -30,6 +30,12 @@ ADMIN_HEADER = "x-fedpeft-admin"
 KEY_IN_USE, NODE_NOT_FOUND = 23, 24
 """Reasons for which the Control API refuses to register a device, and to unregister one."""
 ONLINE, UNREGISTERED = "online", "unregistered"
+BUSY_MS = 25_000
+"""Milliseconds that one request to a SuperLink waits for the others to have written to its database.
+
+After Flower's own five seconds a request fails, and a device whose request fails drops its message: with a hundred of
+them a round never ends. Their patience is 30 seconds.
+"""
 HEARTBEATS_MISSED = 2
 """Heartbeats that a device may miss before it is held to be gone."""
 
@@ -67,10 +73,13 @@ def run_superlink(options: Sequence[str], door: Callable[..., Any], secret: byte
         door: an ASGI middleware; gets the app, the header's name and the secret.
         secret: what it must find in the header.
     """
+    from flwr.supercore import sql_mixin
     from flwr.superlink import extensions
     from flwr.superlink.cli import flower_superlink
     from starlette.middleware import Middleware
 
+    pragmas = {**dict(sql_mixin.SQLITE_PRAGMAS), "busy_timeout": str(BUSY_MS)}
+    sql_mixin.SQLITE_PRAGMAS = tuple(pragmas.items())  # type: ignore[assignment]
     extensions.get_middleware = lambda: (Middleware(door, header=ADMIN_HEADER, secret=secret),)
     sys.argv = ["flower-superlink", *options]
     flower_superlink()

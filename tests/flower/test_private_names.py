@@ -152,6 +152,13 @@ def test_a_server_apps_grid_is_asked_as_it_asks_itself() -> None:
     assert "self.node = Node(node_id=SUPERLINK_NODE_ID)" in source
 
 
+def test_a_superlinks_database_waits_by_a_name_that_can_be_replaced() -> None:
+    from flwr.supercore import sql_mixin
+
+    assert dict(sql_mixin.SQLITE_PRAGMAS)["busy_timeout"] == "5000"
+    assert "in SQLITE_PRAGMAS" in inspect.getsource(sql_mixin._set_sqlite_pragmas)
+
+
 def test_arrays_are_cut_by_a_name_that_can_be_replaced() -> None:
     from flwr.app.message import array
     from flwr.supernode import fleet_http_client
