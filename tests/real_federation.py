@@ -85,11 +85,11 @@ class Federation:
         config = [] if "resume" in given else [*self.overrides, f"run_dir={self.run_dir}"]
         self._start("server", [*COMMAND, "server", *config, *own, *more])
 
-    def start_client(self, number: int, *more: str) -> None:
+    def start_client(self, number: int, *more: str, command: Sequence[str] = COMMAND) -> None:
         words = ["client", "--server", self.address, "--ca", str(self.state / "ca.crt")]
         words += ["--key", str(self.state / "devices" / f"d{number}.key"), "--data", str(self.files[number])]
         words += ["--state-dir", str(self.folder / f"device-{number}"), *more]
-        self._start(f"client-{number}", [*COMMAND, *words])
+        self._start(f"client-{number}", [*command, *words])
 
     def log(self, name: str) -> str:
         path = self.folder / f"{name}.log"
