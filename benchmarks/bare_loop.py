@@ -13,7 +13,7 @@ from pathlib import Path
 from fedpeft import config as cfg
 from fedpeft.cli.launch import new_config
 from fedpeft.client.building import build_runtime
-from fedpeft.client.runtime import personal_state
+from fedpeft.client.state import personal_state
 from fedpeft.core.seeds import rng
 from fedpeft.core.tensors import weighted_mean
 from fedpeft.core.wire import Instruction

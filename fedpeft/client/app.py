@@ -13,8 +13,8 @@ from fedpeft.client.building import runtime_for
 from fedpeft.client.lifetime import RUNS
 from fedpeft.client.own import OwnData, measuring
 from fedpeft.client.private_round import told
-from fedpeft.client.runtime import Runtime, personal_state
-from fedpeft.client.state import PersonalState
+from fedpeft.client.runtime import Runtime
+from fedpeft.client.state import PersonalState, personal_state
 from fedpeft.core import wire
 from fedpeft.core.errors import BudgetError, FedPeftError, PrivacyError, WireError, printable
 from fedpeft.tasks.base import Scores

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -294,9 +293,3 @@ class Runtime:
                 )
         load_tensors(self.tunable.local, {key: own.get(key, start) for key, start in self.initial_local.items()})
         return fitted
-
-
-def personal_state(config: Mapping[str, Any], client_id: int, folder: str | None = None) -> PersonalState:
-    """Return where a client keeps its own tensors: ``folder``, else in the run directory."""
-    root = Path(folder) if folder else Path(config["run_dir"]) / "checkpoints" / "clients"
-    return PersonalState(root / f"client-{client_id:06d}")

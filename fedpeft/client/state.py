@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fedpeft.core.errors import DataError
 from fedpeft.core.types import Tensors
@@ -76,3 +78,9 @@ class PersonalState:
         if not self._folder.is_dir():
             return []
         return [int(match[1]) for name in os.listdir(self._folder) if (match := _NAME.fullmatch(name))]
+
+
+def personal_state(config: Mapping[str, Any], client_id: int, folder: str | None = None) -> PersonalState:
+    """Return where a client keeps its own tensors: ``folder``, else in the run directory."""
+    root = Path(folder) if folder else Path(config["run_dir"]) / "checkpoints" / "clients"
+    return PersonalState(root / f"client-{client_id:06d}")

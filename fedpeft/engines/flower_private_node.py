@@ -45,47 +45,18 @@ def run_supernode(
         last_id: what the server called this node when it was last there. A node that died without a word is taken for
             present for up to a minute; knowing this it can say that it was not, and come back at once.
     """
-    from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
-    from flwr.supercore.run import RunNotRunningException
     from flwr.supernode import fleet_http_client, fleet_http_connection, start_client_internal
     from flwr.supernode.cli.flower_supernode import flower_supernode
-
-    connect, pull = start_client_internal._init_connection, start_client_internal._pull_and_store_message
-    pull_objects = start_client_internal.pull_objects
-
-    @contextmanager
-    def telling(*args: Any, **kwargs: Any) -> Iterator[Any]:
-        with connect(*args, **kwargs) as connection:
-            tell("connected", node_id=connection[0])
-            yield connection
-
-    def timed(**parts: Any) -> int | None:
-        began = time.monotonic()
-        found: int | None = pull(**parts)
-        if found is not None:
-            downloaded(time.monotonic() - began)
-        return found
-
-    def pull_or_fail(*args: Any, **kwargs: Any) -> dict[str, bytes]:
-        try:
-            contents: dict[str, bytes] = pull_objects(*args, **kwargs)
-        except RunNotRunningException as error:
-            # Flower would leave the message half there, and who answers messages would wait for the rest of it.
-            raise ObjectPullError("", "its run has ended") from error
-        return contents
-
-    def sleep(seconds: float) -> None:
-        time.sleep(poll_s if seconds == IDLE_S else seconds)
 
     make_invoker = fleet_http_connection.make_simple_http_retry_invoker
     sys.argv = ["flower-supernode", *options]
     with (
         replaced(
             start_client_internal,
-            _init_connection=telling,
-            _pull_and_store_message=timed,
-            pull_objects=pull_or_fail,
-            time=SimpleNamespace(sleep=sleep),
+            _init_connection=_telling_connection(start_client_internal._init_connection, tell),
+            _pull_and_store_message=_timed(start_client_internal._pull_and_store_message, downloaded),
+            pull_objects=_pull_or_fail,
+            time=SimpleNamespace(sleep=lambda seconds: time.sleep(poll_s if seconds == IDLE_S else seconds)),
         ),
         replaced(
             fleet_http_connection,
@@ -96,6 +67,41 @@ def run_supernode(
         replaced(fleet_http_client, HEARTBEAT_CALL_TIMEOUT=HEARTBEAT_S),
     ):
         flower_supernode()
+
+
+def _telling_connection(connect: Callable[..., Any], tell: Callable[..., None]) -> Callable[..., Any]:
+    @contextmanager
+    def telling(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        with connect(*args, **kwargs) as connection:
+            tell("connected", node_id=connection[0])
+            yield connection
+
+    return telling
+
+
+def _timed(pull: Callable[..., int | None], downloaded: Callable[[float], None]) -> Callable[..., int | None]:
+    def timed(**parts: Any) -> int | None:
+        began = time.monotonic()
+        found = pull(**parts)
+        if found is not None:
+            downloaded(time.monotonic() - began)
+        return found
+
+    return timed
+
+
+def _pull_or_fail(*args: Any, **kwargs: Any) -> dict[str, bytes]:
+    """Pull the parts of a message; a run that has ended meanwhile is a failure like any other.
+
+    Flower would leave the message half there, and who answers messages would wait for the rest of it.
+    """
+    from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, pull_objects
+    from flwr.supercore.run import RunNotRunningException
+
+    try:
+        return pull_objects(*args, **kwargs)
+    except RunNotRunningException as error:
+        raise ObjectPullError("", "its run has ended") from error
 
 
 def _returning_client(tell: Callable[..., None], last_id: int | None) -> type:

@@ -17,7 +17,8 @@ from fedpeft.cli.launch import new_config
 from fedpeft.client.app import build_app
 from fedpeft.client.building import runtime_for
 from fedpeft.client.fitting import at_rank
-from fedpeft.client.runtime import Runtime, personal_state
+from fedpeft.client.runtime import Runtime
+from fedpeft.client.state import personal_state
 from fedpeft.client.trainer import TrainResult, train
 from fedpeft.core import wire
 from fedpeft.core.guard import Expectation, UpdateGuard

@@ -17,8 +17,9 @@ import torch
 from toy import with_method
 
 from fedpeft.client.building import build_runtime
-from fedpeft.client.runtime import Runtime, personal_state
+from fedpeft.client.runtime import Runtime
 from fedpeft.client.sizing import refuse_checkpointing
+from fedpeft.client.state import personal_state
 from fedpeft.core.errors import ConfigError, WireError
 from fedpeft.core.orders import Orders
 from fedpeft.core.wire import Instruction

@@ -18,8 +18,9 @@ from fedpeft import config as cfg
 from fedpeft.cli.launch import new_config
 from fedpeft.client.building import build_runtime
 from fedpeft.client.learning import longest_text
-from fedpeft.client.runtime import Runtime, personal_state
+from fedpeft.client.runtime import Runtime
 from fedpeft.client.sizing import holds_gradients, neighbours
+from fedpeft.client.state import personal_state
 from fedpeft.client.trainer import autocast
 from fedpeft.core.wire import Instruction
 from fedpeft.device_profiles.checkpointing import checkpointed

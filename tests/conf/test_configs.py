@@ -146,6 +146,7 @@ def test_every_class_that_a_config_could_name_has_a_yaml(part: str) -> None:
             "flower_private",
             "flower_private_device",
             "flower_private_node",
+            "flower_private_server",
             "grid",
             "memory",
             "pool",

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from fedpeft.cli.launch import launch
 from fedpeft.client.building import build_runtime
-from fedpeft.client.runtime import personal_state
+from fedpeft.client.state import personal_state
 from fedpeft.core.wire import Instruction
 
 Make = Callable[..., dict[str, Any]]

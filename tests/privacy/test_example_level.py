@@ -12,7 +12,8 @@ import pytest
 from fedpeft import config as cfg
 from fedpeft.client.building import build_runtime
 from fedpeft.client.private_round import prepare, told
-from fedpeft.client.runtime import Runtime, personal_state
+from fedpeft.client.runtime import Runtime
+from fedpeft.client.state import personal_state
 from fedpeft.core.errors import ConfigError, PrivacyError, WireError
 from fedpeft.core.wire import Instruction
 from fedpeft.privacy.accounting import Release
