@@ -17,6 +17,7 @@ __all__ = [
     "control_client",
     "control_messages",
     "is_link_error",
+    "open_runs",
     "run_status",
     "run_superlink",
     "set_identity",
@@ -141,6 +142,15 @@ def start_run(client: Any, app: Mapping[str, bytes], settings: Mapping[str, str]
         fab=fab_to_proto(fab), override_config=user_config_to_proto(dict(settings)), federation=""
     )
     return int(client.StartRun(request).run_id)
+
+
+def open_runs(client: Any) -> list[int]:
+    """Return the ids of those of the newest twenty runs that have not ended."""
+    from flwr.common.constant import Status
+    from flwr.common.serde import run_from_proto
+
+    found = client.ListRuns(control_messages().ListRunsRequest()).run_dict
+    return [run_id for run_id, run in found.items() if run_from_proto(run).status.status != Status.FINISHED]
 
 
 def stop_run(client: Any, run_id: int) -> None:

@@ -12,6 +12,7 @@ from superlink import Link, activate, free_port, running_link
 
 from fedpeft.core.errors import ConfigError, EngineError
 from fedpeft.engines.deploy.control import Control, Node, sync
+from fedpeft.engines.deploy.engine import APP
 from fedpeft.engines.deploy.keys import ensure_certificates, make_device_key
 from fedpeft.engines.deploy.registry import Registry
 
@@ -125,3 +126,14 @@ def test_an_expired_authority_is_named_before_anything_is_sent(tmp_path: Path) -
     made = ensure_certificates(tmp_path, now=datetime.now(UTC) - timedelta(days=4000))
     with pytest.raises(ConfigError, match="expired"):
         Control("127.0.0.1:1", made.ca)
+
+
+def test_runs_that_a_killed_launcher_left_are_ended(control: Control) -> None:
+    app = {"pyproject.toml": APP.format(config_key="config", launch_key="launch").encode()}
+    runs = [control.start_run(app, {"config": "{}", "launch": "{}"}) for _ in range(2)]
+    assert [control.run_status(run)[0] for run in runs] == ["pending", "pending"]
+    control.stop_earlier_runs()
+    assert [control.run_status(run)[:2] for run in runs] == [("finished", "stopped")] * 2
+    # Ended once: another look, and a run that has ended by itself, are no error.
+    control.stop_earlier_runs()
+    control.stop_run(runs[0])

@@ -149,6 +149,15 @@ class Control:
         with suppress(_RefusedError):
             self._ask(lambda _: flower_private.stop_run(self._client, run_id), None)
 
+    def stop_earlier_runs(self) -> None:
+        """End the runs that a killed launcher has left: their devices would wait for them until Flower misses them.
+
+        Raises:
+            EngineError: the SuperLink cannot be reached or refuses.
+        """
+        for run_id in self._ask(lambda _: flower_private.open_runs(self._client), None):
+            self.stop_run(run_id)
+
     def run_status(self, run_id: int) -> tuple[str, str, str]:
         """Return a run's status (``pending``, ``starting``, ``running``, ``finished``), how it ended, and in words.
 

@@ -116,6 +116,7 @@ class Deploy:
             Control(server.local_address, certificates.ca) as control,
         ):
             Whereabouts(address=self.address, run_dir=str(run_dir), pid=os.getpid()).write(state)
+            control.stop_earlier_runs()
             _note_nodes(control, state)
             return _Run(control, server, state, start.observers).to_its_end(config, launch)
 
