@@ -39,6 +39,10 @@ HEARTBEAT_S = 60.0
 Answer = Callable[[int, Message], "list[Message | Parcel]"]
 
 
+class MessageGoneError(Exception):
+    """A message was taken back while it was being fetched."""
+
+
 @dataclass(kw_only=True)
 class Parcel:
     """A reply as it goes over the wire, of which each part may be spoilt.
@@ -101,7 +105,6 @@ class LightNode:
     node_id: int = 0
     refused: int = 0
     answered: int = 0
-    _beat_s: float = field(default=0.0, repr=False)
     _client: Any = field(default=None, repr=False)
 
     def join(self) -> None:
@@ -115,7 +118,7 @@ class LightNode:
         )
         pem = key_to_pem(read_device_key(self.key).public_key)
         request = ActivateNodeRequest(public_key=pem, heartbeat_interval=HEARTBEAT_S)
-        self.node_id, self._beat_s = self._client.ActivateNode(request).node_id, time.monotonic()
+        self.node_id = self._client.ActivateNode(request).node_id
 
     def leave(self) -> None:
         # The SuperLink may have gone first.
@@ -123,11 +126,12 @@ class LightNode:
             self._client.DeactivateNode(DeactivateNodeRequest(node_id=self.node_id))
         self._client._client.close()
 
+    def beat(self) -> None:
+        """Say that it is still there."""
+        self._client.SendNodeHeartbeat(SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_S))
+
     def step(self) -> bool:
         """Answer one message, if there is one."""
-        if time.monotonic() - self._beat_s > HEARTBEAT_S / 2:
-            self._beat_s = time.monotonic()
-            self._client.SendNodeHeartbeat(SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_S))
         found = self._client.PullMessages(PullMessagesRequest(node=self._node))
         if not found.messages_list:
             return False
@@ -161,7 +165,8 @@ class LightNode:
         request = PullObjectRequest(node=self._node, run_id=run_id, object_id=object_id)
         # The server may still be sending it.
         while not (found := self._client.PullObject(request)).object_available:
-            assert found.object_found, "the message was taken back"
+            if not found.object_found:
+                raise MessageGoneError
             time.sleep(0.05)
         return bytes(found.object_content)
 
@@ -189,7 +194,7 @@ def running(
         ca: file of its authority's certificate.
         answers: by client id; the others are honest.
         workers: threads, each of which looks after its share of the devices.
-        idle_s: seconds between two looks at devices that had nothing.
+        idle_s: seconds after which a device that had nothing asks again.
     """
     set_identity(run_id=1, node_id=1)
     nodes = [
@@ -206,16 +211,27 @@ def running(
             for node in share:
                 while not done.is_set() and not _joined(node):
                     done.wait(idle_s)
-            while not done.is_set():
-                if not any([_step(node, done) for node in share]):
-                    done.wait(idle_s)
+            looked = dict.fromkeys((node.client_id for node in share), 0.0)
+            while not done.wait(0.02):
+                for node in share:
+                    if time.monotonic() - looked[node.client_id] > idle_s and not _step(node, done):
+                        looked[node.client_id] = time.monotonic()
             for node in share:
                 if node.node_id:
                     node.leave()
         except Exception as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=work, args=(nodes[part::workers],)) for part in range(workers)]
+    def beat() -> None:
+        # Beside the others, as in Flower's SuperNode: who is busy is there.
+        while not done.wait(HEARTBEAT_S / 3):
+            for node in nodes:
+                with suppress(httpx.HTTPError):
+                    if node.node_id:
+                        node.beat()
+
+    threads = [threading.Thread(target=beat)]
+    threads += [threading.Thread(target=work, args=(nodes[part::workers],)) for part in range(workers)]
     for thread in threads:
         thread.start()
     try:
@@ -240,7 +256,7 @@ def _joined(node: LightNode) -> bool:
 def _step(node: LightNode, done: threading.Event) -> bool:
     try:
         return node.step()
-    except (httpx.HTTPStatusError, httpx.TransportError):
-        # Between two runs, or when the server has just ended.
+    except (httpx.HTTPStatusError, httpx.TransportError, MessageGoneError):
+        # Between two runs, after a deadline, or when the server has just ended.
         done.wait(0.2)
         return False

@@ -109,6 +109,16 @@ def test_what_was_given_up_is_dropped_wherever_it_stands(link: LocalLink, grid: 
     assert link.kept() == 0
 
 
+def test_nothing_is_kept_for_a_device_that_is_gone(link: LocalLink, grid: ArrivingGrid) -> None:
+    ids = ask(link, grid)
+    gone, *others = link.nodes
+    reply_all(link, others)
+    assert link.state.deactivate_node(gone)
+    errors = [reply.error.code for reply in grid.pull_messages(ids) if reply.has_error()]
+    assert errors == [ErrorCode.NODE_UNAVAILABLE]
+    assert link.kept() == 0
+
+
 def test_a_download_of_a_round_that_is_over_ends(link: LocalLink, grid: ArrivingGrid) -> None:
     ask(link, grid, 1)
     node = link.nodes[0]

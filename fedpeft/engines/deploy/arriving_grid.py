@@ -77,6 +77,9 @@ class ArrivingGrid(PassingGrid):
                 self._arriving.append(one)
             else:
                 flower.release(self.inner, one.envelope.message_id)
+                if reply.has_error():
+                    # A device that is gone may never have fetched what it was asked.
+                    flower.release(self.inner, one.envelope.reply_to)
                 replies.append(reply)
         return replies
 
