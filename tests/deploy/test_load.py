@@ -79,7 +79,7 @@ def test_nothing_is_lost_and_nothing_grows(tmp_path: Path) -> None:
     made.start_server("report=false")
     try:
         made.wait_for("server", "starting Flower's SuperLink")
-        with running(keys, made.address, made.state / "ca.crt", workers=4, idle_s=2.0) as nodes:
+        with running(keys, made.address, made.state / "ca.crt", workers=4, idle_s=3.0) as nodes:
             found = follow(made)
             assert made.wait_until_done(120) == 0, made.everything()
     finally:
