@@ -9,12 +9,12 @@ from __future__ import annotations
 import pickle
 from dataclasses import dataclass
 
+import forge
 import numpy as np
 from fake_grid import replaced
 from flwr.app import Array, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from forge import (
     BOMB_FILE,
-    KEY,
     Bomb,
     Forgery,
     first,
@@ -105,7 +105,7 @@ FORMS = [
     Case("float64, declared float32", "dtype", with_array(lambda x: raw(npy(x.astype(np.float64))))),
     Case("float32, declared float64", "dtype", with_array(lambda x: raw(npy(x), dtype="float64"))),
     Case("extra key", "keys", with_arrays(lambda arrays: arrays | {"z": Array(ndarray=np.zeros(2, np.float32))})),
-    Case("missing key", "keys", with_arrays(lambda arrays: {k: a for k, a in arrays.items() if k != KEY})),
+    Case("missing key", "keys", with_arrays(lambda arrays: {k: a for k, a in arrays.items() if k != forge.KEY})),
     Case(
         "renamed key", "keys", with_arrays(lambda arrays: {k.replace("lora_A", "lora_X"): a for k, a in arrays.items()})
     ),
