@@ -156,7 +156,7 @@ BYTES = [
     Case("text for bytes", "malformed", with_array(lambda x: odd(raw(npy(x)), "data", "text"))),
 ]
 WEIGHTS = [
-    Case(f"weight {value!r:.9}", "weight", with_metrics(num_examples=value))
+    Case(f"weight {value!r:.15}", "weight", with_metrics(num_examples=value))
     for value in (10**12, 10**400, -49, 0, float("nan"), float("inf"), float("-inf"), 13.0, True, "13", [13], None)
 ]
 METRICS = [
