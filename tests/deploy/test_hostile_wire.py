@@ -47,7 +47,15 @@ UNSENDABLE = {
     "half a character in the echo",
 }
 MISNAMED = "announced under another id"
-SMOKE = {"NaN", "broadcastable (1, n)", "bare pickle", "weight 1000000000000", "another run", "two replies", "error reply"}
+SMOKE = {
+    "NaN",
+    "broadcastable (1, n)",
+    "bare pickle",
+    "weight 1000000000000",
+    "another run",
+    "two replies",
+    "error reply",
+}
 
 
 class Stage:
