@@ -12,12 +12,46 @@ from flwr.app.message import make_message
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from forge import reply
+from hostile import Case
 from light_nodes import Parcel
 
 from fedpeft.core import wire
 from fedpeft.engines.flower_private import set_message_id
 
 UNREADABLE, LATE, LOST, COUNTS = "error", "late", "lost", "ok"
+UNSENDABLE = {
+    # Flower's own records cannot be turned into bytes with these, so no wire carries them.
+    "text for bytes",
+    "weight 100000000000000",
+    "weight '13'",
+    "whole number beyond floats",
+    "text for a number",
+    "half a character in the echo",
+}
+SPOILT_BY_SENDING = {"shape of a kind that no array has"}
+"""Of what these become no array can be made, so they are not read as far as the guard."""
+MENDED_BY_SENDING = {"bool for a number": None, "weight True": 1}
+"""Flower's bytes of a number make 1.0 of True: an honest reply, with this weight where it is not the sender's own."""
+
+
+def carried(case: Case) -> tuple[str, int | None]:
+    """Return what becomes of a hostile reply that came over a wire.
+
+    Args:
+        case: of the table, one of those that can be sent.
+
+    Returns:
+        What stands in ``clients.jsonl``, and the weight with which it counts, None for the honest one.
+    """
+    if case.name in SPOILT_BY_SENDING:
+        return UNREADABLE, None
+    if case.name in MENDED_BY_SENDING:
+        return COUNTS, MENDED_BY_SENDING[case.name]
+    if case.check == "duplicate":
+        # A SuperLink takes one reply to a message; the second is dropped there.
+        return COUNTS, None
+    special = {"error reply": UNREADABLE, "silence": LATE}
+    return special.get(case.name) or (f"rejected:{case.check}" if case.check else COUNTS), None
 
 
 @dataclass(frozen=True, slots=True)

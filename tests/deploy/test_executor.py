@@ -112,7 +112,8 @@ def test_each_message_gets_a_fork_and_the_servers_code_never_runs(server: Federa
     [
         ({"die": 1}, "SIGKILL", 8, {}),
         ({"memory": 1}, "out of memory", 2, {}),
-        ({"hang": 1}, "longer than 1 seconds", 8, {"patience_s": 1}),
+        # Long enough for the honest second answer on a machine that has other work.
+        ({"hang": 1}, "longer than 8 seconds", 8, {"patience_s": 8}),
     ],
 )
 def test_what_ends_a_child_is_told_at_once_and_the_next_round_goes_on(
@@ -122,7 +123,7 @@ def test_what_ends_a_child_is_told_at_once_and_the_next_round_goes_on(
     happened, warmed, _ = serve(server, 2, **settings)
     first, second = server.rows()
     assert said in first["reason"] and first["code"] == code
-    assert first["seconds"] < 15, "Flower itself takes 70 seconds to notice"
+    assert first["seconds"] < 30, "Flower itself takes 70 seconds to notice"
     assert second["seen"] == 1
     assert len(warmed) == 1
     assert any(said in event.get("reason", "") for event in happened)

@@ -26,7 +26,7 @@ from hostile import CASES, MAX_BYTES, Case
 from light_nodes import Answer, Parcel, honest_answer, register, running
 from real_federation import Federation, smaller
 from safetensors.numpy import load_file
-from wire_forgeries import WIRE_CASES, WireCase
+from wire_forgeries import UNSENDABLE, WIRE_CASES, WireCase, carried
 
 from fedpeft.core import wire
 from fedpeft.core.tensors import weighted_mean
@@ -37,15 +37,6 @@ HONEST = 4
 DEADLINE_S = 90
 """The round with the replies that never come takes it; the others take some seconds, on a busy machine some more."""
 QUIET = {"silence", *(case.name for case in WIRE_CASES if case.outcome == "late")}
-UNSENDABLE = {
-    # Flower's own records cannot be turned into bytes with these, so no wire carries them.
-    "text for bytes",
-    "weight 100000000000000",
-    "weight '13'",
-    "whole number beyond floats",
-    "text for a number",
-    "half a character in the echo",
-}
 MISNAMED = "announced under another id"
 SMOKE = {
     "NaN",
@@ -74,7 +65,7 @@ class Stage:
         self.rounds = [batch for batch in batches if batch]
         assert len(quiet) <= hostile and len(self.rounds) > 1
         self.sent: dict[int, Tensors] = {}
-        self.counting: dict[tuple[int, int], Tensors] = {}
+        self.counting: dict[tuple[int, int], tuple[Tensors, int]] = {}
         self.unsendable: set[str] = set()
         self._lock = threading.Lock()
 
@@ -95,18 +86,19 @@ class Stage:
 
     def expected(self, server_round: int) -> Tensors:
         """Return the mean of what counted."""
-        found = sorted((client, tensors) for (r, client), tensors in self.counting.items() if r == server_round)
-        return weighted_mean([tensors for _, tensors in found], [10 + client for client, _ in found])
+        found = sorted((client, kept) for (r, client), kept in self.counting.items() if r == server_round)
+        return weighted_mean([tensors for _, (tensors, _) in found], [weight for _, (_, weight) in found])
 
     def _played(
         self, case: Case | WireCase | None, at: tuple[int, int], message: Message, content: RecordDict
     ) -> list[Message | Parcel]:
+        honest = wire.decode_own(content.array_records[wire.ARRAYS]), 10 + at[1]
         if case is None:
-            self.counting[at] = wire.decode_own(content.array_records[wire.ARRAYS])
+            self.counting[at] = honest
             return [Message(content, reply_to=message)]
         if isinstance(case, WireCase):
             if case.outcome == "ok":
-                self.counting[at] = wire.decode_own(content.array_records[wire.ARRAYS])
+                self.counting[at] = honest
             return [case.make(message, content)]
         replies = case.make(message, content)
         try:
@@ -114,20 +106,16 @@ class Stage:
         except Exception:
             self.unsendable.add(case.name)
             return self._played(None, at, message, content)
-        if outcome(case) == "ok":
-            self.counting[at] = wire.decode_own(replies[0].content.array_records[wire.ARRAYS])
+        outcome, weight = carried(case)
+        if outcome == "ok":
+            tensors = wire.decode_own(replies[0].content.array_records[wire.ARRAYS])
+            self.counting[at] = tensors, honest[1] if weight is None else weight
         return parcels
 
 
 def outcome(case: Case | WireCase) -> str:
     """Return what must stand in ``clients.jsonl``."""
-    if isinstance(case, WireCase):
-        return case.outcome
-    if case.check == "duplicate":
-        # A SuperLink takes one reply to a message; the second is dropped there.
-        return "ok"
-    special = {"error reply": "error", "silence": "late"}
-    return special.get(case.name) or (f"rejected:{case.check}" if case.check else "ok")
+    return case.outcome if isinstance(case, WireCase) else carried(case)[0]
 
 
 @pytest.fixture
