@@ -112,16 +112,7 @@ def _serve(grid: Grid, session: Session, privacy: PrivateRounds | None) -> None:
     if not clients:
         raise ConfigError("no client answered (is any connected?)")
     session.record.started()
-    event = RunStarted(
-        name=config["name"],
-        run_dir=config["run_dir"],
-        first_round=start.server_round + 1,
-        num_rounds=config["rounds"],
-        num_clients=len(clients),
-        cohort_size=config["cohort_size"],
-        is_real=session.is_real,
-    )
-    tell(session.observers, event)
+    tell(session.observers, beginning(config, start.server_round + 1, len(clients), is_real=session.is_real))
     common: dict[str, Any] = {
         "num_rounds": config["rounds"],
         "timeout": config["round"]["timeout_s"],
@@ -214,6 +205,26 @@ def model_of(config: Mapping[str, Any], checkpoint: Checkpoint) -> Tensors:
         return dict(checkpoint.tensors)
     recall(strategy, checkpoint.state)
     return strategy.model_tensors(dict(checkpoint.tensors))
+
+
+def beginning(config: Mapping[str, Any], first_round: int, num_clients: int, *, is_real: bool) -> RunStarted:
+    """Return what is told of a run that begins.
+
+    Args:
+        config: the run's.
+        first_round: its first.
+        num_clients: clients that are there; real devices may be fewer than a cohort, and come later.
+        is_real: whether they are devices.
+    """
+    return RunStarted(
+        name=config["name"],
+        run_dir=config["run_dir"],
+        first_round=first_round,
+        num_rounds=config["rounds"],
+        num_clients=num_clients,
+        cohort_size=min(config["cohort_size"], num_clients),
+        is_real=is_real,
+    )
 
 
 def _resume(session: Session, strategy: Strategy, clocked: ClockedGrid) -> Checkpoint:

@@ -13,7 +13,7 @@ from fedpeft.client.building import build_runtime
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.types import ClientInfo, Cost, Work
 from fedpeft.engines.flower_private import set_identity
-from fedpeft.server.app import build_strategy
+from fedpeft.server.app import beginning, build_strategy
 from fedpeft.server.devices import SimulatedDevices
 from fedpeft.server.world import Exchange
 from fedpeft.strategies.fedavg import FedAvg
@@ -32,6 +32,12 @@ def test_the_strategy_gets_guard_and_selection_from_the_config(toy_config: Make)
     strategy = build_strategy(toy_config("guard.max_norm=5.5", "round.min_replies=3"))
     assert isinstance(strategy, FedAvg)
     assert (strategy.guard.max_norm, strategy.min_replies, strategy.cohort_size) == (5.5, 3, 4)
+
+
+@pytest.mark.parametrize(("there", "cohort"), [(1, 1), (4, 4), (9, 4)])
+def test_no_more_clients_a_round_are_told_of_than_are_there(toy_config: Make, there: int, cohort: int) -> None:
+    told = beginning(toy_config(), 3, there, is_real=True)
+    assert (told.cohort_size, told.num_clients, told.first_round, told.is_real) == (cohort, there, 3, True)
 
 
 def test_what_is_no_flower_strategy_is_refused(toy_config: Make) -> None:
