@@ -131,10 +131,10 @@ def test_lengths_are_measured_at_their_neighbours() -> None:
 def test_what_was_measured_is_remembered(toy_config: Make) -> None:
     runtime = build_runtime(toy_config())
     first = runtime.step_memory(0, frozenset(runtime.initial), 8, 12)
-    started = time.perf_counter()
+    started = time.process_time()
     for _ in range(100):
         assert runtime.step_memory(0, frozenset(runtime.initial), 8, 12) == first
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
     low, high = (runtime.step_memory(0, frozenset(runtime.initial), 8, one) for one in (8, 16))
     assert runtime.sizing.most_tokens < 16 or first == low.between(high, 0.5)
 

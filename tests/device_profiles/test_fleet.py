@@ -84,9 +84,9 @@ def test_the_seed_decides_and_the_order_of_weights_does_not() -> None:
 
 def test_a_million_clients_take_less_than_a_second() -> None:
     fleet = shipped("mixed")
-    start = time.perf_counter()
+    start = time.process_time()
     assigned = fleet.assign(1_000_000, seed=0)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
     assert len(assigned) == 1_000_000
 
 

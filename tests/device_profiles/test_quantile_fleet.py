@@ -182,9 +182,9 @@ def test_names_and_codes_say_the_same() -> None:
 
 def test_a_million_clients_take_two_bytes_each_and_less_than_a_second() -> None:
     fleet = shipped("fedscale_like")
-    start = time.perf_counter()
+    start = time.process_time()
     devices = fleet.assign_codes(1_000_000, seed=0)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
     assert devices.codes.nbytes == 2_000_000
     assert Counter(devices.codes.tolist()).most_common(1)[0][1] < 200
 
