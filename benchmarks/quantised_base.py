@@ -131,7 +131,7 @@ def measure(model: str, folder: str, dtype: str, hidden: Path, steps: int) -> di
     else:
         base = load_classifier(folder, num_labels=2, dtype=dtype, dropout=0.0, seed=0)
     facts: dict[str, Any] = {"load_peak_mb": status("VmHWM") - before}
-    with autocast(dtype), torch.inference_mode():
+    with autocast(dtype, torch.device("cpu")), torch.inference_mode():
         output = base.eval()(**batches[0], output_hidden_states=True)
         states = output.hidden_states[-1].float().numpy()
     facts["own_mb"], facts["file_mb"] = status("RssAnon") - own, status("RssFile") - file

@@ -34,6 +34,7 @@ def main(grid, context):
     while len(nodes := sorted(grid.get_node_ids())) < clients:
         time.sleep(0.1)
     for number in range(1, int(context.run_config["rounds"]) + 1):
+        time.sleep(float(context.run_config["pause"]))
         began = time.monotonic()
         content = RecordDict({"config": ConfigRecord({"server-round": number})})
         waiting = set(grid.push_messages(
@@ -75,6 +76,7 @@ serverapp = "light.server:app"
 clientapp = "light.client:app"
 [tool.flwr.app.config]
 out = "{out}"
+pause = {pause}
 rounds = {rounds}
 clients = {clients}
 fedpeft-config = '{config}'
@@ -103,19 +105,26 @@ class Federation:
         self.env = environment(folder / "flower")
 
     def submit(
-        self, *, rounds: int, clients: int = 1, config: dict[str, Any] | None = None, imports: Sequence[str] = ()
+        self,
+        *,
+        rounds: int,
+        clients: int = 1,
+        config: dict[str, Any] | None = None,
+        imports: Sequence[str] = (),
+        pause_s: float = 0.0,
     ) -> None:
-        """Start a run; ``imports`` are what the FAB's own client imports."""
+        """Start a run; ``imports`` are what the FAB's own client imports, ``pause_s`` stands before each round."""
         app = self.folder / "app"
         needed = "".join(f"import {name}\n" for name in imports)
         (app / "light").mkdir(parents=True)
         (app / "light" / "__init__.py").touch()
         (app / "light" / "server.py").write_text(SERVER_APP)
         (app / "light" / "client.py").write_text(FAB_CLIENT.format(mark=self.mark, imports=needed))
-        text = PYPROJECT.format(out=self.rows_path, rounds=rounds, clients=clients, config=json.dumps(config or {}))
+        text = PYPROJECT.format(
+            out=self.rows_path, rounds=rounds, clients=clients, config=json.dumps(config or {}), pause=pause_s
+        )
         (app / "pyproject.toml").write_text(text)
         (self.folder / "flower").mkdir(exist_ok=True)
-        how = "insecure = true" if self.tls is None else f'root-certificates = "{self.tls.ca}"'
         how = "insecure = true" if self.tls is None else f'root-certificates = "{self.tls.ca}"'
         connection = f'[superlink]\ndefault = "light"\n[superlink.light]\naddress = "{self.address}"\n{how}\n'
         (self.folder / "flower" / "config.toml").write_text(connection)

@@ -58,6 +58,7 @@ def _examine(options: argparse.Namespace) -> int:
             text_columns=options.text_column or ["text"],
             label_column=options.label_column,
             model=options.model,
+            accelerator=options.accelerator,
         )
     )
     for check in checks:
@@ -70,8 +71,11 @@ def _serve(options: argparse.Namespace) -> NoReturn:
     from fedpeft.engines.deploy.device import Client
     from fedpeft.engines.deploy.executor import ForkingExecutor
     from fedpeft.engines.deploy.node import NodeSettings
+    from fedpeft.engines.deploy.resident import ResidentExecutor
 
     answering = _answering(options)
+    # What a process holds on a graphics card its forks cannot use.
+    executor = ForkingExecutor if options.accelerator == "cpu" else ResidentExecutor
     with ClientFolder.opened(options.state_dir) as folder:
         folder.log_here()
         client = Client(
@@ -88,7 +92,7 @@ def _serve(options: argparse.Namespace) -> NoReturn:
             last_id_path=folder.path / "node.json",
             say=_say,
             prepare=_prepare,
-            make_executor=lambda between, tell: ForkingExecutor(
+            make_executor=lambda between, tell: executor(
                 make_app=answering.make_app,
                 warm=answering.warm,
                 tell=tell,
@@ -113,6 +117,7 @@ def _answering(options: argparse.Namespace) -> Answering:
 
     problems: list[str] = []
     _tried(problems, lambda: _check_connection(options))
+    _tried(problems, lambda: _check_accelerator(options.accelerator))
     client_id = _tried(problems, lambda: _client_id(options))
     fence = _tried(
         problems,
@@ -161,6 +166,13 @@ def _check_connection(options: argparse.Namespace) -> None:
     check_peer_certificate(read_file(options.ca), what=str(options.ca))
 
 
+def _check_accelerator(name: str) -> None:
+    if name != "cpu":
+        from fedpeft.client.placing import check_build
+
+        check_build(name)
+
+
 def _client_id(options: argparse.Namespace) -> int:
     from fedpeft.engines.deploy.keys import read_device_key
 
@@ -183,6 +195,7 @@ def _own(options: argparse.Namespace, client_id: int) -> OwnData:
         profile=profile,
         model=options.model,
         state_dir=str(options.state_dir.absolute()),
+        accelerator=options.accelerator,
         max_epsilon=options.require_epsilon,
     )
 

@@ -39,6 +39,7 @@ def client_parser(prog: str) -> argparse.ArgumentParser:
     add("--id", type=int, metavar="N", help="its client id, where the key does not say it")
     add("--model", metavar="PATH", help="its copy of the base model (default: what the run names)")
     add("--device", metavar="PROFILE", help="what it is: a preset, or a file by fedpeft devices bench --output")
+    add("--accelerator", choices=("cpu", "cuda"), default="cpu", help="where the model computes (%(default)s)")
     add(
         "--state-dir",
         type=_path,

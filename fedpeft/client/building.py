@@ -13,6 +13,7 @@ import numpy as np
 from fedpeft import config as cfg
 from fedpeft.client.examples import Examples, load_examples, load_own_examples, say
 from fedpeft.client.own import OwnData
+from fedpeft.client.placing import check_accelerator, place
 from fedpeft.client.runtime import Runtime
 from fedpeft.client.sizing import Sizing, holds_gradients, refuse_checkpointing
 from fedpeft.client.trainer import TrainSettings
@@ -72,6 +73,10 @@ def build_runtime(config: cfg.Config, allow: Sequence[str] | None = None, own: O
     tunable = _attach(method, model, config)
     if settings.gradient_checkpointing:
         refuse_checkpointing(tunable.model)
+    sizing = _sizing(method, model, examples, settings, config, stored)
+    if own:
+        check_accelerator(own.accelerator)
+        tunable = place(tunable, own.accelerator)
     return Runtime(
         tunable=tunable,
         method=method,
@@ -83,7 +88,7 @@ def build_runtime(config: cfg.Config, allow: Sequence[str] | None = None, own: O
         initial_head=extract_tensors(head_parameters(tunable.model)),
         identity=identity,
         dtype=model_config["dtype"],
-        sizing=_sizing(method, model, examples, settings, config, stored),
+        sizing=sizing,
         config=config,
         model_path=path,
         allow=allow,

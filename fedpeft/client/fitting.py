@@ -173,7 +173,8 @@ def merged(tunable: Tunable, payload: Tensors) -> Iterator[None]:
         for pair in lora_pairs(factors, strict=False):
             weight, transposed = frozen_weight(tunable.model, pair.module)
             before.append((weight, weight.data))
-            weight.data = weight.data.float() + _product(factors[pair.b], factors[pair.a], transposed=transposed)
+            change = _product(factors[pair.b], factors[pair.a], transposed=transposed)
+            weight.data = weight.data.float() + change.to(weight.device)
         yield
     finally:
         for weight, data in before:

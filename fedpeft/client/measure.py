@@ -147,13 +147,14 @@ def gradient_factors(tunable: Tunable, task: Task, rows: np.ndarray, *, dtype: s
 
     pairs = lora_pairs(tunable.shared, strict=False)
     layers: list[Any] = [tunable.model.get_submodule(p.module.removeprefix("base_model.model.")) for p in pairs]
-    sums = [torch.zeros(tunable.shared[p.b].shape[0], tunable.shared[p.a].shape[1]) for p in pairs]
+    shapes, device = [(tunable.shared[p.b].shape[0], tunable.shared[p.a].shape[1]) for p in pairs], tunable.device
+    sums = [torch.zeros(shape, device=device) for shape in shapes]
     was_training, total = tunable.model.training, 0.0
     tunable.model.eval()
     try:
         # Part by part, so that no more activations are alive than in a small training step.
         for part in np.array_split(rows, -(-len(rows) // SCORED_EXAMPLES)):
-            with _watched([layer.base_layer for layer in layers]) as seen, autocast(dtype):
+            with _watched([layer.base_layer for layer in layers]) as seen, autocast(dtype, device):
                 loss = task.per_example_loss(tunable.model, task.collate(part)).sum() / len(rows)
             total += float(loss.detach())
             gradients = torch.autograd.grad(loss, [one.probe for one in seen], allow_unused=True)
@@ -166,8 +167,8 @@ def gradient_factors(tunable: Tunable, task: Task, rows: np.ndarray, *, dtype: s
     for pair, gradient in zip(pairs, sums, strict=True):
         rank = tunable.shared[pair.a].shape[0]
         u, s, vt = torch.linalg.svd(gradient.double(), full_matrices=False)
-        factors[pair.b] = (u[:, :rank] * s[:rank]).float().numpy()
-        factors[pair.a] = vt[:rank].float().numpy()
+        factors[pair.b] = (u[:, :rank] * s[:rank]).float().cpu().numpy()
+        factors[pair.a] = vt[:rank].float().cpu().numpy()
     return {key: np.ascontiguousarray(factors[key]) for key in sorted(factors)}, total
 
 

@@ -37,6 +37,7 @@ class OwnData:
         profile: that profile as JSON, where the server cannot know it by its name.
         model: folder or hub id of its copy of the base model, None for the one that the run names.
         state_dir: folder of what it keeps for itself between rounds.
+        accelerator: where the model computes, ``cpu`` or ``cuda``.
         max_epsilon: what all runs in ``state_dir`` together may spend of its examples' privacy, None for no limit.
         max_delta: the delta at which that is counted.
     """
@@ -47,6 +48,7 @@ class OwnData:
     profile: str = ""
     model: str | None = None
     state_dir: str | None = None
+    accelerator: str = "cpu"
     max_epsilon: float | None = None
     max_delta: float = 1e-5
 
@@ -99,10 +101,21 @@ def measuring(own: OwnData | None) -> Iterator[dict[str, float]]:
         return
     meter, began_s = PowerMeter(), time.monotonic()
     began = meter.begin()
+    if own.accelerator == "cuda":
+        _cuda().reset_peak_memory_stats()
     yield found
     found |= _measured_on(own, began_s)
+    if own.accelerator == "cuda":
+        # What is short there is the card's memory, and a process that stays has no peak of its own for each round.
+        found["peak-memory-mb"] = _cuda().max_memory_reserved() / 2**20
     if (watts := meter.since(began)) is not None:
         found["energy-j"] = watts * found["train-wall-s"]
+
+
+def _cuda() -> Any:
+    import torch
+
+    return torch.cuda
 
 
 def _measured_on(own: OwnData, began_s: float) -> dict[str, float]:

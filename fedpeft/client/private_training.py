@@ -22,6 +22,7 @@ from fedpeft.privacy.noise import SecureCoin, SecureNormal
 from fedpeft.privacy.noised_mean import Noise
 from fedpeft.privacy.poisson_batches import Coins, pieces, poisson_batches
 from fedpeft.tasks.base import Task
+from fedpeft.tasks.placement import device_of
 
 if TYPE_CHECKING:
     import torch
@@ -197,7 +198,7 @@ def losses_of(task: Task, dtype: str) -> Losses:
     """Return the function from a model and rows to the loss of each row, products in ``dtype``."""
 
     def losses(model: nn.Module, rows: np.ndarray) -> torch.Tensor:
-        with autocast(dtype):
+        with autocast(dtype, device_of(model)):
             return task.per_example_loss(model, task.collate(rows))
 
     return losses

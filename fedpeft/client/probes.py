@@ -14,6 +14,7 @@ import numpy as np
 from fedpeft.client.trainer import autocast
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.spectrum import Product, similarity_score
+from fedpeft.tasks.placement import beside, device_of
 
 if TYPE_CHECKING:
     import torch
@@ -51,11 +52,11 @@ def layer_scores(model: nn.Module, batch: Batch, *, dtype: str = "float32") -> n
     import torch
 
     outputs: list[torch.Tensor] = []
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    inputs = {name: value for name, value in beside(model, batch).items() if name != "labels"}
     was_training = model.training
     model.eval()
     try:
-        with _recording(_layers(model), outputs), torch.inference_mode(), autocast(dtype):
+        with _recording(_layers(model), outputs), torch.inference_mode(), autocast(dtype, device_of(model)):
             model(**inputs)
     finally:
         model.train(was_training)
@@ -92,7 +93,7 @@ def hessian_product(
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    with sdpa_kernel(SDPBackend.MATH), autocast(dtype), torch.enable_grad():
+    with sdpa_kernel(SDPBackend.MATH), autocast(dtype, parameters[0].device), torch.enable_grad():
         value = loss()
     slopes = torch.autograd.grad(value, parameters, create_graph=True, materialize_grads=True)
     flat = torch.cat([slope.reshape(-1) for slope in slopes])

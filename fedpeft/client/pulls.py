@@ -68,7 +68,9 @@ def pulls_of(
     import torch
 
     control = [
-        (shared[key], torch.from_numpy(payload[CONTROL + key].copy())) for key in trained if CONTROL + key in payload
+        (shared[key], torch.from_numpy(payload[CONTROL + key].copy()).to(shared[key].device))
+        for key in trained
+        if CONTROL + key in payload
     ]
     if not (orders.prox or orders.tail_weight or control):
         return None

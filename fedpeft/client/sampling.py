@@ -13,6 +13,7 @@ from fedpeft.core.seeds import rng
 from fedpeft.core.types import Tensors
 from fedpeft.tasks.causal_lm import CausalLM
 from fedpeft.tasks.models import max_tokens
+from fedpeft.tasks.placement import device_of
 
 
 def sample_prompts(runtime: Runtime, count: int, most: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -46,7 +47,7 @@ def continuations(runtime: Runtime, tensors: Tensors, prompts: Sequence[np.ndarr
 
     tokenizer = getattr(runtime.examples.eval_task, "tokenizer", None)
     end = getattr(tokenizer, "eos_token_id", None)
-    with runtime.global_model(tensors) as model, torch.inference_mode(), autocast(runtime.dtype):
+    with runtime.global_model(tensors) as model, torch.inference_mode(), autocast(runtime.dtype, device_of(model)):
         positions = max_tokens(model) or 10**9
         return [_go_on(model, prompt.tolist(), min(most, positions - len(prompt)), end) for prompt in prompts]
 
@@ -56,7 +57,7 @@ def _go_on(model: Any, ids: list[int], most: int, end: int | None) -> np.ndarray
 
     first = len(ids)
     for _ in range(most):
-        text = torch.tensor([ids])
+        text = torch.tensor([ids], device=device_of(model))
         logits = model(input_ids=text, attention_mask=torch.ones_like(text)).logits
         ids = [*ids, int(logits[0, -1].argmax())]
         if ids[-1] == end:

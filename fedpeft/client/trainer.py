@@ -92,11 +92,11 @@ class TrainResult:
     cpu_s: float
 
 
-def autocast(dtype: str) -> AbstractContextManager[object]:
-    """Return the context in which products run in ``dtype``."""
+def autocast(dtype: str, device: torch.device) -> AbstractContextManager[object]:
+    """Return the context in which products on a device run in ``dtype``."""
     import torch
 
-    return torch.autocast("cpu", torch.bfloat16) if dtype == "bfloat16" else nullcontext()
+    return torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
 
 
 def train(
@@ -141,7 +141,7 @@ def train(
     with checkpointed(tunable.model, settings.gradient_checkpointing):
         for batch_rows in training_batches(rows, task.lengths(rows), settings.batch_size, num_steps, rng):
             batch = task.collate(batch_rows)
-            with autocast(dtype):
+            with autocast(dtype, tunable.device):
                 loss = task.per_example_loss(tunable.model, batch).mean()
             (loss + pulls.loss()).backward()
             pulls.before_clipping()
@@ -163,7 +163,7 @@ def evaluate(tunable: Tunable, task: Task, batches: Sequence[np.ndarray], *, dty
     tunable.model.eval()
     total = Scores(loss=0.0, correct=np.zeros(task.num_groups), count=np.zeros(task.num_groups))
     for rows in batches:
-        with autocast(dtype):
+        with autocast(dtype, tunable.device):
             scores = task.score(tunable.model, rows)
         width = int(task.lengths(rows).max())
         total = total + scores + _spent(task, flops.step(len(rows), width))

@@ -6,10 +6,11 @@ Beside ``flower_private``; a contract test pins these too.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from flwr.app import Context, Error, Message, RecordDict
 
@@ -79,7 +80,13 @@ def run_superexec(executor: Any, *, address: str, secret: bytes, poll_s: float) 
 
 
 def run_clientapp(
-    *, address: str, token: str, app: App, pulled: Callable[[bytes], None], pushed: Callable[[], None]
+    *,
+    address: str,
+    token: str,
+    app: App,
+    pulled: Callable[[bytes], None],
+    pushed: Callable[[], None],
+    stays: bool = False,
 ) -> None:
     """Answer one task with Flower's ClientApp process, by our app: what the server sent as code is dropped unread.
 
@@ -89,6 +96,7 @@ def run_clientapp(
         app: answers the message.
         pulled: told the message without its content as soon as it is known.
         pushed: told when the reply is with the SuperNode.
+        stays: whether this process answers more tasks afterwards.
 
     Raises:
         SystemExit: always; the code is 0 when the app has answered.
@@ -109,6 +117,7 @@ def run_clientapp(
 
     push_message = module.push_message
     fit_chunks()
+    staying = {"flwr_exit": _leave, "register_signal_handlers": _register_exit_handlers} if stays else {}
     # A forked process would otherwise run its parent's.
     exit_handler.registered_exit_handlers.clear()
     with replaced(
@@ -117,8 +126,27 @@ def run_clientapp(
         push_message=push,
         install_from_fab=lambda *args, **kwargs: None,
         get_load_client_app_fn=lambda **kwargs: lambda *args: app,
+        **staying,
     ):
         module.run_clientapp(address, token, insecure=True, runtime_dependency_install=False)
+
+
+def _leave(code: int, **_: Any) -> NoReturn:
+    """End a task as Flower does, but for its thread that kills the process some seconds later."""
+    from flwr.supercore.exit.exit_handler import trigger_exit_handlers
+
+    for before in (True, False):
+        trigger_exit_handlers(run_before_force_exit=before)
+    # As Flower counts: codes from 100 on are errors.
+    sys.exit(0 if 0 <= code < 100 else 1)
+
+
+def _register_exit_handlers(*, exit_handlers: Sequence[Callable[[], None]], **_: Any) -> None:
+    """Leave signals as they are: whatever Flower sends this process by one ends it, and it is replaced."""
+    from flwr.supercore.exit.exit_handler import add_exit_handler
+
+    for handler in exit_handlers:
+        add_exit_handler(handler)
 
 
 def push_error(*, address: str, token: str, pulled: bytes | None, code: int, reason: str) -> None:

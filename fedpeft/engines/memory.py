@@ -18,12 +18,16 @@ Batches of every length fill that with half a gigabyte a worker. With 16, memory
 """
 
 
+ARROW_POOL = {"ARROW_DEFAULT_MEMORY_POOL": "system"}
+"""Arrow's own allocator maps a gigabyte ahead, untouched, which counts against a limit on private memory."""
+
+
 def tame_memory() -> None:
-    """Bound what torch's kernel caches and the C library's allocator hold; call it before torch computes anything.
+    """Bound what torch's kernel caches and the allocators of C and Arrow hold; call it before any of them is used.
 
     What the user has set in the environment stays. C libraries other than glibc are left alone.
     """
-    for name, value in KERNEL_CACHES.items():
+    for name, value in {**KERNEL_CACHES, **ARROW_POOL}.items():
         os.environ.setdefault(name, value)
     if not sys.platform.startswith("linux"):
         return

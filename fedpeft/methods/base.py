@@ -44,6 +44,11 @@ class Tunable:
     configure: Callable[[float, frozenset[str]], None] = _leave
 
     @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return next(self.model.parameters()).device
+
+    @property
     def trainable(self) -> list[torch.Tensor]:
         """Every tensor the optimiser updates, in a fixed order."""
         return [*self.shared.values(), *self.local.values()]

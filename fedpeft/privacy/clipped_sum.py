@@ -73,5 +73,6 @@ def noised_sum(
     if noise_multiplier and noise is not None:
         std = noise_multiplier * clip_norm
         for total in sums:
-            total.copy_(total.double() + torch.from_numpy(noise.draw(tuple(total.shape), std=std)))
+            drawn = torch.from_numpy(noise.draw(tuple(total.shape), std=std))
+            total.copy_(total.double() + drawn.to(total.device))
     return sums

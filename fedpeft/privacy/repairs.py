@@ -125,14 +125,14 @@ class Whole(Repair):
             return
         kept = {name: None if name in self._without else value for name, value in kwargs.items()}
         args, kept = tree_map_only(torch.Tensor, torch.Tensor.detach, (args, kept))
-        take = partial(self._take, args, kept, torch.is_autocast_enabled("cpu"))
+        take = partial(self._take, args, kept, torch.is_autocast_enabled(first.device.type))
         first.register_hook(take)
 
     def _take(self, args: tuple[Any, ...], kwargs: dict[str, Any], mixed: bool, gradient: torch.Tensor) -> None:
         self._busy = True
         trained = {name: value.detach() for name, value in self.trained.items()}
         try:
-            with torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext():
+            with torch.autocast(gradient.device.type, torch.bfloat16) if mixed else nullcontext():
                 self._add(self._sampler(self.module, trained, args, kwargs, gradient))
         finally:
             self._busy = False

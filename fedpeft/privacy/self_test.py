@@ -150,7 +150,7 @@ def shifted(parameters: Iterable[torch.Tensor]) -> Iterator[None]:
     try:
         with torch.no_grad():
             for value, start in before:
-                value.add_(torch.randn(start.shape, generator=generator) * SHIFT)
+                value.add_(torch.randn(start.shape, generator=generator).to(value.device) * SHIFT)
         yield
     finally:
         with torch.no_grad():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedpeft.tasks.base import Batch, Scores
+from fedpeft.tasks.placement import beside
 from fedpeft.tasks.token_loss import IGNORED, next_token_logits, token_losses
 from fedpeft.tasks.writing import tokenise
 
@@ -123,10 +124,11 @@ class CausalLM:
         """Return the mean cross-entropy over each example's learned tokens, (batch,) float32."""
         import torch
 
+        batch = beside(model, batch)
         logits, targets, rows = next_token_logits(model, _inputs(batch), batch["labels"])
         losses = token_losses(logits, targets)
         count = torch.bincount(rows, minlength=len(batch["labels"]))
-        return torch.zeros(len(count)).index_add(0, rows, losses) / count
+        return torch.zeros(len(count), device=losses.device).index_add(0, rows, losses) / count
 
     def score(self, model: nn.Module, rows: np.ndarray) -> Scores:
         """Return sums over the rows' learned tokens: loss, and right next tokens by group.
@@ -161,12 +163,12 @@ class CausalLM:
     def _score(self, model: nn.Module, rows: np.ndarray) -> Scores:
         import torch
 
-        batch = self.collate(rows)
+        batch = beside(model, self.collate(rows))
         with torch.inference_mode():
             logits, targets, owners = next_token_logits(model, _inputs(batch), batch["labels"])
             loss = float(token_losses(logits, targets).double().sum())
-            hits = (logits.argmax(-1) == targets).numpy()
-        groups = self.groups[rows][owners.numpy()]
+            hits = (logits.argmax(-1) == targets).cpu().numpy()
+        groups = self.groups[rows][owners.cpu().numpy()]
         return Scores(
             loss=loss,
             correct=np.bincount(groups, weights=hits, minlength=self.num_groups),

@@ -10,6 +10,7 @@ import numpy as np
 
 from fedpeft.core.errors import DataError
 from fedpeft.tasks.base import Batch, Scores
+from fedpeft.tasks.placement import beside
 
 if TYPE_CHECKING:
     import torch
@@ -110,6 +111,7 @@ class TextClassification:
         """Return cross-entropy of each example, (batch,) float32."""
         from torch.nn.functional import cross_entropy
 
+        batch = beside(model, batch)
         return cross_entropy(_logits(model, batch), batch["labels"], reduction="none")
 
     def score(self, model: nn.Module, rows: np.ndarray) -> Scores:
@@ -117,11 +119,11 @@ class TextClassification:
         import torch
         from torch.nn.functional import cross_entropy
 
-        batch = self.collate(rows)
+        batch = beside(model, self.collate(rows))
         with torch.inference_mode():
             logits = _logits(model, batch)
             loss = cross_entropy(logits, batch["labels"], reduction="sum")
-            hits = (logits.argmax(-1) == batch["labels"]).numpy()
+            hits = (logits.argmax(-1) == batch["labels"]).cpu().numpy()
         groups = self.groups[rows]
         return Scores(
             loss=float(loss),

@@ -51,7 +51,7 @@ def real_step(runtime: Runtime, rows: Any, *, checkpointing: bool = False) -> in
     optimizer = torch.optim.AdamW(runtime.tunable.trainable, lr=1e-3)
 
     def step(rows: Any) -> None:
-        with autocast(runtime.dtype):
+        with autocast(runtime.dtype, runtime.tunable.device):
             loss = task.per_example_loss(model, task.collate(rows)).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(runtime.tunable.trainable, 1.0)

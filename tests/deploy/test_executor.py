@@ -1,4 +1,4 @@
-"""A device's two processes against a real SuperLink: forks answer, one at a time, and their deaths are told."""
+"""A device's two processes against a real SuperLink: a child answers at a time, and its death is told."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -18,6 +19,7 @@ from light_federation import Federation, federation
 
 from fedpeft.engines.deploy.executor import ForkingExecutor
 from fedpeft.engines.deploy.node import Node, NodeSettings, free_port
+from fedpeft.engines.deploy.resident import ResidentExecutor
 from fedpeft.engines.flower_private_device import run_superexec
 
 
@@ -35,6 +37,8 @@ def make_app() -> ClientApp:
             os.kill(os.getpid(), signal.SIGKILL)
         if context.run_config["fedpeft-config"] == '{"memory": 1}' and server_round == 1:
             raise MemoryError
+        if context.run_config["fedpeft-config"] == '{"idle": 1}' and server_round == 1:
+            threading.Timer(0.3, os._exit, (1,)).start()
         if context.run_config["fedpeft-config"] == '{"hang": 1}' and server_round == 1:
             time.sleep(3600)
         seen = int(context.state["seen"]["count"]) + 1 if "seen" in context.state else 1
@@ -52,7 +56,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Federati
         yield made
 
 
-def serve(server: Federation, rows: int, **settings: Any) -> tuple[list[dict[str, Any]], list[str], list[int]]:
+def serve(
+    server: Federation, rows: int, kind: type[ForkingExecutor] = ForkingExecutor, **settings: Any
+) -> tuple[list[dict[str, Any]], list[str], list[int]]:
     """Be a device until the server has so many rows; return what happened, the configs warmed for, the children."""
     secret = server.folder / "secret"
     secret.write_bytes(os.urandom(32))
@@ -76,7 +82,7 @@ def serve(server: Federation, rows: int, **settings: Any) -> tuple[list[dict[str
         if len(server.rows()) >= rows:
             raise Enough
 
-    executor = ForkingExecutor(make_app=make_app, warm=warmed.append, tell=happened.append, between=between, **settings)
+    executor = kind(make_app=make_app, warm=warmed.append, tell=happened.append, between=between, **settings)
     try:
         while not (said := node.events()):
             assert node.ended() is None, server.logs()
@@ -107,6 +113,26 @@ def test_each_message_gets_a_fork_and_the_servers_code_never_runs(server: Federa
     assert max(row["seconds"] for row in rows[1:]) < 10, "a Python for each message takes 10 to 20"
 
 
+def test_a_child_that_stays_answers_all_messages(server: Federation) -> None:
+    server.submit(rounds=4, config={"a": 1})
+    happened, warmed, pids = serve(server, 4, ResidentExecutor)
+    rows = server.rows()
+    assert [row["seen"] for row in rows] == [1, 2, 3, 4], "Flower's context goes from message to message"
+    assert {int(row["pid"]) for row in rows} == set(pids) and len(pids) == 1
+    assert os.getpid() not in pids and not psutil.pid_exists(pids[0]), "it ends with its executor"
+    assert len({row["threads"] for row in rows}) == 1, "none is left of a message before"
+    assert warmed == []
+    assert [event["kind"] for event in happened] == ["began", "done"] * 4
+    assert not list((server.folder / "device").rglob("client.py")), "the FAB was not even unpacked"
+
+
+def test_a_child_that_dies_between_two_messages_is_replaced(server: Federation) -> None:
+    server.submit(rounds=2, config={"idle": 1}, pause_s=1.0)
+    _, _, pids = serve(server, 2, ResidentExecutor)
+    assert [row["seen"] for row in server.rows()] == [1, 2] and len(set(pids)) == 2
+
+
+@pytest.mark.parametrize("kind", [ForkingExecutor, ResidentExecutor])
 @pytest.mark.parametrize(
     ("config", "said", "code", "settings"),
     [
@@ -117,13 +143,19 @@ def test_each_message_gets_a_fork_and_the_servers_code_never_runs(server: Federa
     ],
 )
 def test_what_ends_a_child_is_told_at_once_and_the_next_round_goes_on(
-    server: Federation, config: dict[str, int], said: str, code: int, settings: dict[str, float]
+    server: Federation,
+    kind: type[ForkingExecutor],
+    config: dict[str, int],
+    said: str,
+    code: int,
+    settings: dict[str, float],
 ) -> None:
     server.submit(rounds=2, config=config)
-    happened, warmed, _ = serve(server, 2, **settings)
+    happened, warmed, pids = serve(server, 2, kind, **settings)
     first, second = server.rows()
     assert said in first["reason"] and first["code"] == code
     assert first["seconds"] < 30, "Flower itself takes 70 seconds to notice"
     assert second["seen"] == 1
-    assert len(warmed) == 1
+    assert len(warmed) == (kind is ForkingExecutor)
+    assert second["pid"] != pids[0], "whatever went wrong, the next message begins afresh"
     assert any(said in event.get("reason", "") for event in happened)

@@ -124,8 +124,22 @@ def test_a_task_is_answered_by_names_that_can_be_replaced() -> None:
     for call in ("install_from_fab(fab.content", "get_load_client_app_fn(", "RuntimeHttpClient.from_server_address("):
         assert call in source
     assert "push_message(client, reply_message, context)" in source
+    assert "    flwr_exit(\n        code=exit_code,\n" in source and "        exit_handlers=[on_exit],\n" in source
+    assert "register_signal_handlers(\n" in source
     assert list(inspect.signature(module.push_message).parameters) == ["client", "message", "context"]
     assert "PullMessages" in vars(module.RuntimeHttpClient)
+
+
+def test_flowers_way_out_would_kill_a_process_that_stays() -> None:
+    """That is why a process that stays goes another one; here is what of Flower's it must do."""
+    from flwr.supercore.exit import exit as module
+    from flwr.supercore.exit import exit_handler
+
+    source = inspect.getsource(module.flwr_exit)
+    assert "os._exit(sys_exit_code)" in source and "threading.Thread(target=force_exit" in source
+    assert source.count("trigger_exit_handlers(run_before_force_exit=") == 2
+    assert "not 0 <= code < 100" in source
+    assert {"exit_handler"} <= parameters(exit_handler.add_exit_handler)
 
 
 def test_an_idle_supernode_sleeps_for_as_long_as_we_replace() -> None:

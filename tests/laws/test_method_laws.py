@@ -17,7 +17,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedpeft import config as cfg
-from fedpeft.client.trainer import TrainSettings, train
+from fedpeft.client.placing import place
+from fedpeft.client.trainer import TrainSettings, new_optimizer, train
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.paths import conf_dir
 from fedpeft.core.tensors import specs
@@ -29,7 +30,8 @@ from fedpeft.tasks.models import load_classifier
 from fedpeft.tasks.text_classification import TextClassification
 
 METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
-FAMILIES = ("bert", "roberta", "distilbert", "gpt2", "llama")
+ENCODERS = ("bert", "roberta", "distilbert")
+FAMILIES = (*ENCODERS, "gpt2", "llama")
 UNDEFINED = {
     ("bitfit", "llama"): "BitFit trains biases, and LlamaForSequenceClassification has none",
     ("peft", "gpt2"): "HF peft cannot attach LOHA to GPT2ForSequenceClassification: .*Conv1D",
@@ -389,3 +391,22 @@ def test_a_steps_work_is_counted_as_it_is_done(method: str, family: str, bench: 
         real(input_ids=inputs, attention_mask=mask).logits.float().sum().backward()
     flops = measure_step_flops(lambda: how.attach(model(), "share").model)
     assert flops.step(3, 11) == pytest.approx(counter.get_total_flops(), rel=1e-9)
+
+
+@every
+def test_a_step_is_computed_where_the_model_is(method: str, family: str, bench: Bench) -> None:
+    """On torch's meta device, which refuses what was left on the CPU as CUDA does."""
+    _, tunable = bench.attach(method, family)
+    # Fused kernels look whether a mask hides anything, and encoders do: meta tensors have no values.
+    tunable.model.set_attn_implementation("eager")  # type: ignore[operator]
+    tunable = place(tunable, "meta")
+    batch = dict(task().collate(np.arange(8)))
+    if family in ENCODERS:
+        del batch["attention_mask"]
+    losses = task().per_example_loss(tunable.model, batch)
+    losses.mean().backward()
+    live = [value for value in tunable.trainable if value.grad is not None]
+    assert len(live) > 0
+    torch.nn.utils.clip_grad_norm_(live, 1.0)
+    new_optimizer(live, TrainSettings()).step()
+    assert {losses.device.type, *(value.device.type for value in tunable.trainable)} == {"meta"}

@@ -65,6 +65,7 @@ def answer_task(
     *,
     make_app: Callable[[], App],
     limits: Callable[[], AbstractContextManager[None]],
+    stays: bool = False,
 ) -> int:
     """Answer a task by our ClientApp; return the exit code, 0 where the app has answered without an error.
 
@@ -73,6 +74,7 @@ def answer_task(
         tell: tells the parent.
         make_app: returns the app.
         limits: entered around it.
+        stays: whether this process answers more tasks afterwards.
     """
     from fedpeft.engines.flower_private_device import run_clientapp
 
@@ -99,6 +101,7 @@ def answer_task(
             app=handle,
             pulled=lambda message: tell("pulled", message=base64.b64encode(message).decode()),
             pushed=lambda: tell("pushed"),
+            stays=stays,
         )
     except SystemExit as ending:
         return int(ending.code or 0) if good else 1

@@ -54,6 +54,7 @@ class Device:
         text_columns: columns of ``data`` that hold texts.
         label_column: column of ``data`` that holds labels; None for data without.
         model: where the base model lies; None for what the run names.
+        accelerator: where it is to compute, ``cpu`` or ``cuda``.
     """
 
     server: str
@@ -64,6 +65,7 @@ class Device:
     text_columns: Sequence[str] = ("text",)
     label_column: str | None = "label"
     model: str | None = None
+    accelerator: str = "cpu"
 
 
 def examine(device: Device) -> list[Check]:
@@ -71,6 +73,7 @@ def examine(device: Device) -> list[Check]:
     parts: tuple[Callable[[Device], Iterator[Check]], ...] = (
         _versions,
         _machine,
+        _accelerator,
         _key,
         _server,
         _data,
@@ -112,6 +115,13 @@ def _machine(_: Device) -> Iterator[Check]:
         )
         return
     yield Check(name="machine", state="ok", text=text)
+
+
+def _accelerator(device: Device) -> Iterator[Check]:
+    if device.accelerator != "cpu":
+        from fedpeft.client.placing import check_accelerator
+
+        yield Check(name="card", state="ok", text=check_accelerator(device.accelerator))
 
 
 def _cpu_name() -> str | None:

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class _Child:
+class Child:
     """A process that answers a task.
 
     Attributes:
@@ -47,6 +47,7 @@ class _Child:
         message: the task's message without its content, once it has it.
         config: the run's config.
         answered: the reply is with the SuperNode.
+        over: what came of the task, 0 if it went well, where the child says so and stays; None before.
         answers_for: it only says that another child died, and how.
     """
 
@@ -57,6 +58,7 @@ class _Child:
     message: bytes | None = None
     config: str | None = None
     answered: bool = False
+    over: int | None = None
     killed_for: str | None = None
     answers_for: str | None = None
     happenings: list[Event] = field(default_factory=list)
@@ -90,7 +92,7 @@ class ForkingExecutor:
     ) -> None:
         self._make_app, self._warm, self._tell = make_app, warm, tell
         self._limits, self._patience_s, self._between = limits, patience_s, between
-        self._child: _Child | None = None
+        self._child: Child | None = None
         self._warmed: str | None = None
 
     @property
@@ -117,8 +119,8 @@ class ForkingExecutor:
         if child is None:
             return
         self._hear(child)
-        ended, status = os.waitpid(child.pid, os.WNOHANG)
-        if ended:
+        status = self._ended(child)
+        if status is not None:
             self._end(child, status)
         elif self._patience_s is not None and time.monotonic() - child.began_s > self._patience_s:
             child.killed_for = f"it took longer than {self._patience_s:g} seconds, so this device ended it"
@@ -133,15 +135,26 @@ class ForkingExecutor:
         if child is not None:
             os.kill(child.pid, signal.SIGKILL)
             os.waitpid(child.pid, 0)
-            child.hearer.close()
+            self._close(child)
 
     def _fork(self, spec: Any, work: Callable[[Callable[..., None]], int], **more: Any) -> None:
         hearer = Hearer()
         pid = forked(hearer, work)
         hearer.told()
-        self._child = _Child(pid=pid, spec=spec, hearer=hearer, began_s=time.monotonic(), **more)
+        self._began(pid, spec, hearer, **more)
 
-    def _hear(self, child: _Child) -> None:
+    def _began(self, pid: int, spec: Any, hearer: Hearer, **more: Any) -> None:
+        self._child = Child(pid=pid, spec=spec, hearer=hearer, began_s=time.monotonic(), **more)
+
+    def _ended(self, child: Child) -> int | None:
+        """Return what became of a child, as `os.waitpid` has it; None while it works."""
+        ended, status = os.waitpid(child.pid, os.WNOHANG)
+        return status if ended else None
+
+    def _close(self, child: Child) -> None:
+        child.hearer.close()
+
+    def _hear(self, child: Child) -> None:
         for event in child.hearer.hear():
             match event["kind"]:
                 case "pulled":
@@ -150,14 +163,16 @@ class ForkingExecutor:
                     child.config = event["text"]
                 case "pushed":
                     child.answered = True
+                case "over":
+                    child.over = event["code"]
                 case "began":
                     self._tell(event)
                 case _:
                     child.happenings.append(event)
 
-    def _end(self, child: _Child, status: int) -> None:
+    def _end(self, child: Child, status: int) -> None:
         self._hear(child)
-        child.hearer.close()
+        self._close(child)
         self._child = None
         for event in child.happenings:
             self._tell(event)
