@@ -37,7 +37,7 @@ class Fence:
         allow: prefixes of class paths that a config may name.
         max_steps: optimiser steps a round; None for no limit.
         max_seconds: seconds of a message's work; None for no limit.
-        max_memory_mb: MB of memory of its own that a message's work may hold; None for no limit.
+        max_memory_mb: MB of private memory of the process that works, its libraries included; None for no limit.
         max_bytes: bytes of arrays taken in one message; None for the config's.
         require_epsilon: a config must protect this client's examples, or the client, by at most this epsilon without
             trust in the server; None demands nothing.

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import carded
 import psutil
 import pytest
 from real_federation import Federation, federation, smaller, write_own_files
 
 from fedpeft.engines.deploy.whereabouts import Whereabouts
+
+CARDED = 2
+"""The client that computes on an accelerator."""
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +26,9 @@ def done(toy: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[F
     files = write_own_files(overrides, folder)
     with federation(folder, files, overrides) as made:
         made.start_server()
-        for number in range(3):
-            made.start_client(number, *(("--device", "rpi5_8gb") if number == 0 else ()))
+        made.start_client(0, "--device", "rpi5_8gb")
+        made.start_client(1)
+        made.start_client(CARDED, "--accelerator", "cuda", command=[sys.executable, carded.__file__])
         simulated = made.command(
             "simulate",
             *overrides,
@@ -63,9 +69,18 @@ def test_devices_tell_what_it_took_and_predictions_stand_beside(done: Federation
         assert isinstance(measured, dict)
         assert measured["compute"] > 0
         assert measured["up"] > 0
-        assert 100 < float(str(row["peak_memory_mb"])) < 4000
+        if row["client_id"] == CARDED:
+            assert row["peak_memory_mb"] == carded.RESERVED_BYTES / 2**20
+        else:
+            assert 100 < float(str(row["peak_memory_mb"])) < 4000
         assert ("predicted_s" in row) == (row["client_id"] == 0)
     assert next(row for row in rows if row["client_id"] == 0)["device"] == "rpi5_8gb"
+
+
+def test_forks_inherit_a_model_and_a_card_keeps_its_own(done: Federation) -> None:
+    for number in range(3):
+        assert ("model and data are ready" in done.log(f"client-{number}")) == (number != CARDED)
+        assert done.log(f"client-{number}").count("training") == 3
 
 
 def test_a_person_sees_measured_seconds_and_the_comparison(done: Federation) -> None:
