@@ -62,7 +62,9 @@ def client_parser(prog: str) -> argparse.ArgumentParser:
     )
     add("--max-steps", type=int, metavar="N", help="optimiser steps a round")
     add("--max-seconds", type=float, metavar="S", help="seconds that a message may take")
-    add("--max-memory-mb", type=float, metavar="MB", help="memory of the process that works, libraries included (Linux)")
+    add(
+        "--max-memory-mb", type=float, metavar="MB", help="memory of the process that works, libraries included (Linux)"
+    )
     add("--max-bytes", type=int, metavar="B", help="bytes of arrays taken in one message")
     check = parser.add_argument_group("for --check")
     check.add_argument("--text-column", action="append", metavar="NAME", help="a column of texts (default: text)")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from light_federation import Federation, environment, federation
 
 from fedpeft.cli import client, main
@@ -175,6 +176,13 @@ def test_the_client_id_is_the_keys(data: Path) -> None:
     common = ("--server", "h:1", "--ca", str(files.ca), "--key", str(key), "--data", str(data))
     assert problems(*common, "--id", "4") == ["--id is 4, the key is client 3's (leave --id out)"]
     assert "neither in the key nor" in problems("--server", "localhost:1", "--insecure", "--data", str(data))[0]
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is built for cards")
+def test_a_card_needs_a_torch_that_is_built_for_it(data: Path) -> None:
+    common = ("--server", "localhost:1", "--insecure", "--data", str(data), "--id", "1")
+    [problem] = problems(*common, "--accelerator", "cuda")
+    assert problem.startswith("--accelerator cuda: torch") and "built for the CPU alone" in problem
 
 
 def test_check_says_what_is_wrong_and_fails(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

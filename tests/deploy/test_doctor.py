@@ -12,6 +12,7 @@ from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
+import torch
 
 from fedpeft.core.errors import ConfigError
 from fedpeft.engines.deploy.doctor import Check, Device, examine
@@ -181,6 +182,12 @@ def test_a_folder_without_weights_is_no_model(tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"0" * 2_000_000)
     assert "2 MB" in one(examine(device(tmp_path, tmp_path, model=str(folder))), "model").text
     assert one(examine(device(tmp_path, tmp_path, model="some/hub-id")), "model").state == "warning"
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch may find a card")
+def test_a_card_that_torch_cannot_use_is_a_problem(tmp_path: Path) -> None:
+    card = one(examine(device(tmp_path, tmp_path, accelerator="cuda")), "card")
+    assert card.state == "problem" and "built for the CPU alone" in card.text
 
 
 def test_everything_is_looked_at_though_some_of_it_is_wrong(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def examine(device: Device) -> list[Check]:
     parts: tuple[Callable[[Device], Iterator[Check]], ...] = (
         _versions,
         _machine,
-        _accelerator,
+        _card,
         _key,
         _server,
         _data,
@@ -117,7 +117,7 @@ def _machine(_: Device) -> Iterator[Check]:
     yield Check(name="machine", state="ok", text=text)
 
 
-def _accelerator(device: Device) -> Iterator[Check]:
+def _card(device: Device) -> Iterator[Check]:
     if device.accelerator != "cpu":
         from fedpeft.client.placing import check_accelerator
 
