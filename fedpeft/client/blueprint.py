@@ -16,7 +16,7 @@ from fedpeft.client.assumed import Asked, Assumed, Uniform
 from fedpeft.client.building import _attach
 from fedpeft.client.examples import say
 from fedpeft.client.plan import rank_plan
-from fedpeft.client.sizing import Sizing, holds_gradients, refuse_checkpointing
+from fedpeft.client.sizing import Sizing, base_name, holds_gradients, refuse_checkpointing
 from fedpeft.client.trainer import TrainSettings
 from fedpeft.codecs.base import Codec
 from fedpeft.core.errors import ConfigError, DataError
@@ -155,6 +155,7 @@ def draw(config: cfg.Config, assumed: Assumed, devices: Sequence[str] = ()) -> B
     sizing = Sizing(
         method=method,
         build_base=partial(empty_twin, model_config, kind, dropout=config["model"]["dropout"]),
+        base=base_name(model_config, kind, config["model"]["dropout"]),
         head=config["head"],
         task_kind=kind,
         attention=attention,

@@ -15,7 +15,7 @@ from fedpeft.client.examples import Examples, load_examples, load_own_examples, 
 from fedpeft.client.own import OwnData
 from fedpeft.client.placing import check_accelerator, place
 from fedpeft.client.runtime import Runtime
-from fedpeft.client.sizing import Sizing, holds_gradients, refuse_checkpointing
+from fedpeft.client.sizing import Sizing, base_name, holds_gradients, refuse_checkpointing
 from fedpeft.client.trainer import TrainSettings
 from fedpeft.core.errors import ConfigError
 from fedpeft.core.seeds import derive
@@ -142,6 +142,7 @@ def _sizing(
     return Sizing(
         method=method,
         build_base=partial(empty_twin, model.config, kind, dropout=config["model"]["dropout"]),
+        base=base_name(model.config, kind, config["model"]["dropout"]),
         head=config["head"],
         task_kind=kind,
         attention=model.config._attn_implementation,

@@ -25,13 +25,16 @@ LENGTH_STEP = 32
 LEAST_LENGTH = 8
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Sizing:
     """Counts and measures steps of a run's model, method and task.
+
+    Sizings of the same steps are equal, and share what was measured in this process: the runs of a sweep do.
 
     Attributes:
         method: the method.
         build_base: returns the model without the method's adapter; takes ``attention`` and ``dtype``.
+        base: `base_name` of what ``build_base`` builds.
         head: what becomes of the classification head.
         task_kind: ``classification`` or ``causal_lm``.
         attention: transformers' name of the attention that the model runs with.
@@ -45,6 +48,7 @@ class Sizing:
 
     method: Method
     build_base: Callable[..., nn.Module]
+    base: str
     head: str
     task_kind: str
     attention: str
@@ -54,6 +58,19 @@ class Sizing:
     most_tokens: int
     storage: Storage
     per_example: bool = False
+
+    @cached_property
+    def _steps(self) -> tuple[object, ...]:
+        """All that operations and memory depend on. A method is a dataclass, or stays alive with what it was asked."""
+        settings, named = self.settings, (self.base, self.head, self.task_kind, self.attention, self.dtype)
+        trained = (settings.optimizer, settings.max_grad_norm, self.per_example)
+        return (type(self.method), repr(self.method), *named, *trained, self.learned, self.storage)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sizing) and self._steps == other._steps
+
+    def __hash__(self) -> int:
+        return hash(self._steps)
 
     def flops(self, rank: int, trained: frozenset[str] | None, checkpointing: bool = False) -> StepFlops:
         """Return what a step costs; each cost is counted once.
@@ -66,12 +83,9 @@ class Sizing:
         Raises:
             ConfigError: the method cannot be checkpointed, or the model cannot be counted.
         """
-        return self._counted(rank, trained, checkpointing)
+        return self._count(rank, trained, checkpointing)
 
-    @cached_property
-    def _counted(self) -> Callable[[int, frozenset[str] | None, bool], StepFlops]:
-        return lru_cache(maxsize=256)(self._count)
-
+    @lru_cache(maxsize=1024)  # noqa: B019 - what is remembered is to outlive a run
     def _count(self, rank: int, trained: frozenset[str] | None, checkpointing: bool) -> StepFlops:
         build = partial(self._model, partial(self.build_base, attention="eager"), rank, trained, checkpointing)
         return measure_step_flops(build, forward_only=trained is None, checkpointing=checkpointing)
@@ -95,16 +109,13 @@ class Sizing:
             ConfigError: the method cannot be checkpointed.
         """
         below, above = neighbours(seq_len, self.most_tokens)
-        first = self._measured(rank, trained, batch_size, below, checkpointing)
+        first = self._measure(rank, trained, batch_size, below, checkpointing)
         if below == above:
             return first
-        second = self._measured(rank, trained, batch_size, above, checkpointing)
+        second = self._measure(rank, trained, batch_size, above, checkpointing)
         return first.between(second, (seq_len - below) / (above - below))
 
-    @cached_property
-    def _measured(self) -> Callable[[int, frozenset[str] | None, int, int, bool], StepMemory]:
-        return lru_cache(maxsize=1024)(self._measure)
-
+    @lru_cache(maxsize=4096)  # noqa: B019 - likewise
     def _measure(
         self, rank: int, trained: frozenset[str] | None, batch_size: int, seq_len: int, checkpointing: bool
     ) -> StepMemory:
@@ -169,6 +180,17 @@ def neighbours(seq_len: int, most: int) -> tuple[int, int]:
     below = max(seq_len // LENGTH_STEP * LENGTH_STEP, min(seq_len, LEAST_LENGTH))
     above = min(below // LENGTH_STEP * LENGTH_STEP + LENGTH_STEP, most)
     return (seq_len, seq_len) if seq_len in (below, above) or seq_len > above else (below, above)
+
+
+def base_name(model_config: Any, task_kind: str, dropout: float | None) -> str:
+    """Return a text that is equal for models of equal steps.
+
+    Args:
+        model_config: a Hugging Face config.
+        task_kind: ``classification`` or ``causal_lm``.
+        dropout: as set by the run, None for the config's.
+    """
+    return f"{task_kind} {dropout} {model_config.to_json_string(use_diff=False)}"
 
 
 def holds_gradients(level: object) -> bool:

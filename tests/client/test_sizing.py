@@ -139,6 +139,32 @@ def test_what_was_measured_is_remembered(toy_config: Make) -> None:
     assert runtime.sizing.most_tokens < 16 or first == low.between(high, 0.5)
 
 
+DIFFERENT = [
+    ("method.rank=2",),
+    ("method.target_modules=[query]",),
+    ("method=prompt",),
+    ("head=freeze",),
+    ("client.optimizer=sgd",),
+    ("client.max_grad_norm=null",),
+    ("model.dropout=0.3",),
+    ("model.dtype=bfloat16",),
+    ("privacy=example_level", "privacy.noise_multiplier=1", "privacy.delta=1e-5"),
+]
+
+
+def test_runs_of_the_same_steps_share_what_was_measured(toy_config: Make) -> None:
+    first, again = (build_runtime(toy_config(f"seed={seed}", "client.lr=0.1")) for seed in (1, 2))
+    assert first.sizing == again.sizing and hash(first.sizing) == hash(again.sizing)
+    assert first.sizing is not again.sizing and first.train_flops is again.train_flops
+
+
+@pytest.mark.parametrize("more", DIFFERENT, ids=lambda more: more[0])
+def test_runs_of_other_steps_share_nothing(toy_config: Make, more: tuple[str, ...]) -> None:
+    """Or one run would be predicted by another's figures."""
+    first, other = build_runtime(toy_config()), build_runtime(toy_config(*more))
+    assert first.sizing != other.sizing
+
+
 def test_the_longest_text_of_a_client(toy_config: Make) -> None:
     runtime = build_runtime(toy_config())
     lengths = runtime.examples.task.lengths
