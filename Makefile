@@ -36,7 +36,7 @@ demo: fetch      ## federate LoRA over 20 simulated devices and write the report
 	$(BIN)/fedpeft simulate +experiment=demo run_dir=$(RUN)
 
 test: install-dev fetch lint   ## the whole suite; COVERAGE=1 measures coverage too, which takes twice as long
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(if $(COVERAGE),--cov --cov-report=term:skip-covered --cov-fail-under=90)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(if $(COVERAGE),--cov --cov-report=term:skip-covered --cov-fail-under=90)
 
 lint: install-dev   ## style, floors, types
 	$(BIN)/ruff check .
