@@ -69,11 +69,11 @@ class Federation:
         )
 
     def add_devices(self) -> None:
+        from fedpeft.cli.main import main
+
         for number in range(len(self.files)):
-            done = self.command(
-                "server", "add-device", f"d{number}", "--state-dir", str(self.state), "--server", self.address
-            )
-            assert done.returncode == 0, done.stderr
+            words = ["add-device", f"d{number}", "--state-dir", str(self.state), "--server", self.address]
+            assert main(["server", *words]) == 0
 
     @property
     def address(self) -> str:

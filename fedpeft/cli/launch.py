@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from fedpeft import config as cfg
 from fedpeft.cli.display import LiveDisplay
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fedpeft.server.checkpoint import Checkpoint
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LOCK_PATIENCE_S = 2.0
 
 
 def launch(config: cfg.Config, overrides: Sequence[str], started_at: float | None = None) -> int:
@@ -276,10 +277,20 @@ def _locked(run_dir: Path) -> Iterator[None]:
     except OSError as error:
         raise ConfigError(f"run_dir {run_dir} cannot be written: {error.strerror} (set run_dir)") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise CheckpointError(
-                f"{run_dir} is in use by another process (wait for it, or choose another run_dir)"
-            ) from None
+        # Workers of a launcher that was killed this moment hold it a little longer than they seem to live.
+        until = time.monotonic() + LOCK_PATIENCE_S
+        while not _try_lock(lock):
+            if time.monotonic() > until:
+                raise CheckpointError(
+                    f"{run_dir} is in use by another process (wait for it, or choose another run_dir)"
+                )
+            time.sleep(0.02)
         yield
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -12,8 +12,10 @@ if TYPE_CHECKING:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return where a model's parameters are: all in one place."""
-    return next(model.parameters()).device
+    """Return where a model's parameters are, all in one place; the CPU where it has none."""
+    import torch
+
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def beside(model: nn.Module, batch: Batch) -> Batch:

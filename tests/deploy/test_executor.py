@@ -139,7 +139,7 @@ def test_a_child_that_dies_between_two_messages_is_replaced(server: Federation) 
         ({"die": 1}, "SIGKILL", 8, {}),
         ({"memory": 1}, "out of memory", 2, {}),
         # Long enough for the honest second answer on a machine that has other work.
-        ({"hang": 1}, "longer than 8 seconds", 8, {"patience_s": 8}),
+        ({"hang": 1}, "longer than 5 seconds", 8, {"patience_s": 5}),
     ],
 )
 def test_what_ends_a_child_is_told_at_once_and_the_next_round_goes_on(

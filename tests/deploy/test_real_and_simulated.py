@@ -12,6 +12,7 @@ import psutil
 import pytest
 from real_federation import Federation, federation, smaller, write_own_files
 
+from fedpeft.cli.main import main
 from fedpeft.engines.deploy.whereabouts import Whereabouts
 
 CARDED = 2
@@ -29,15 +30,8 @@ def done(toy: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[F
         made.start_client(0, "--device", "rpi5_8gb")
         made.start_client(1)
         made.start_client(CARDED, "--accelerator", "cuda", command=[sys.executable, carded.__file__])
-        simulated = made.command(
-            "simulate",
-            *overrides,
-            "engine.workers=1",
-            "display=none",
-            "report=false",
-            f"run_dir={folder / 'simulated'}",
-        )
-        assert simulated.returncode == 0, simulated.stderr
+        simulation = ["engine.workers=1", "display=none", "report=false", f"run_dir={folder / 'simulated'}"]
+        assert main(["simulate", *overrides, *simulation]) == 0
         assert made.wait_until_done() == 0, made.everything()
         yield made
 
