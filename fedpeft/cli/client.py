@@ -59,6 +59,8 @@ def _examine(options: argparse.Namespace) -> int:
             label_column=options.label_column,
             model=options.model,
             accelerator=options.accelerator,
+            profile=options.device,
+            run=options.run,
         )
     )
     for check in checks:

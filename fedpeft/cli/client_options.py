@@ -9,7 +9,8 @@ from fedpeft.cli.devices import OneLineParser
 
 _EXAMPLES = """examples:
   fedpeft client --server fl.example.org:8000 --ca ca.crt --key device.key --data data.jsonl
-  fedpeft client --server fl.example.org:8000 --ca ca.crt --key device.key --data data.jsonl --check
+  fedpeft client --server fl.example.org:8000 --ca ca.crt --key device.key --data data.jsonl --check \\
+      --device rpi5_8gb --run +experiment=demo
   fedpeft client --server fl.example.org:8000 --ca ca.crt --key device.key --data data.jsonl --device rpi5_8gb \\
       --require-epsilon 8 --max-seconds 600
   fedpeft client systemd --server fl.example.org:8000 --ca ca.crt --key device.key --data data.jsonl \\
@@ -67,6 +68,13 @@ def client_parser(prog: str) -> argparse.ArgumentParser:
     )
     add("--max-bytes", type=int, metavar="B", help="bytes of arrays taken in one message")
     check = parser.add_argument_group("for --check")
+    check.add_argument(
+        "--run",
+        action="append",
+        default=[],
+        metavar="OVERRIDE",
+        help="what the run to come will be, as on the server's command line, e.g. --run +experiment=demo",
+    )
     check.add_argument("--text-column", action="append", metavar="NAME", help="a column of texts (default: text)")
     check.add_argument("--label-column", default="label", metavar="NAME", help="the column of labels (%(default)s)")
     return parser

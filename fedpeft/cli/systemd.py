@@ -37,7 +37,7 @@ def unit(options: argparse.Namespace) -> str:
     words = [sys.executable, "-m", "fedpeft.cli.main", "client"]
     for name, value in vars(options).items():
         flag = f"--{name.replace('_', '-')}"
-        if name in ("check", "text_column", "label_column") or value is None or value is False:
+        if name in ("check", "run", "text_column", "label_column") or value is None or value is False:
             continue
         if value is True:
             words.append(flag)

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from fedpeft.core.errors import DataError
+from fedpeft.core.paths import cache_dir
 from fedpeft.data.catalogue import find
 from fedpeft.data.encode import conversations_of, groups_of, is_conversation, labels_of, texts_of
-from fedpeft.data.fetch import fetch
+from fedpeft.data.fetch import fetch, is_complete
 from fedpeft.data.readers import read_hub, read_local
 from fedpeft.data.table import Conversation, Table, Text
 
@@ -52,6 +53,25 @@ def resolve_model(path: str, revision: str | None = None, *, progress: Progress 
     if not (local / "config.json").is_file():
         raise DataError(f"{path} is no model folder: expected a folder with config.json in it")
     return str(local)
+
+
+def is_here(path: str, revision: str | None = None) -> bool:
+    """Return whether a model can be loaded without a connection.
+
+    Args:
+        path: ``package:NAME``, a local folder, or a hub id.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        DataError: ``path`` names nothing that there could be.
+    """
+    if path.startswith(_PACKAGE):
+        return is_complete(find(path.removeprefix(_PACKAGE)), cache_dir())
+    if _local(path, None, "model", None) is not None:
+        return True
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(path, "config.json", revision=revision), str)
 
 
 def load_table(

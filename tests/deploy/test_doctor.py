@@ -7,6 +7,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -192,4 +193,26 @@ def test_a_card_that_torch_cannot_use_is_a_problem(tmp_path: Path) -> None:
 
 def test_everything_is_looked_at_though_some_of_it_is_wrong(tmp_path: Path) -> None:
     names = [check.name for check in examine(device(tmp_path, tmp_path / "missing"))]
-    assert names == ["versions", "machine", "key", "server", "data", "model", "memory", "disk"]
+    assert names == ["versions", "machine", "key", "server", "data", "model", "memory", "disk", "round"]
+
+
+def test_a_round_is_predicted_from_profile_and_run(tmp_path: Path, toy: list[str]) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "good", "label": 1}\n{"text": "bad", "label": 0}\n' * 20)
+    run = [*toy, "client.local_steps=null", "client.local_epochs=2", "client.batch_size=8"]
+    known = device(tmp_path, data, profile="rpi5_8gb", run=run)
+    found = one(examine(known), "round")
+    assert found.state == "ok" and "for 10 steps of 8 texts of 16 tokens" in found.text and "MiB" in found.text
+    slow = one(examine(replace(known, run=[*run, "client.local_epochs=200"])), "round")
+    assert seconds(slow) > 10 * seconds(found)
+    large = one(examine(replace(known, profile="phone_low", run=[*run, "client.batch_size=32768"])), "round")
+    assert large.state == "warning" and "devices.fit=true" in large.text
+    wrong = one(examine(replace(known, run=["method.ranks_=8"])), "round")
+    assert wrong.state == "problem" and "method.ranks_" in wrong.text
+    assert "fedpeft devices bench" in one(examine(replace(known, profile=None)), "round").text
+    there = [*run, "model.path=nobody/has-this"]
+    assert "not here yet" in one(examine(replace(known, run=there)), "round").text
+
+
+def seconds(check: Check) -> float:
+    return float(check.text.split()[1].replace(",", ""))

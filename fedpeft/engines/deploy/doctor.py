@@ -55,6 +55,8 @@ class Device:
         label_column: column of ``data`` that holds labels; None for data without.
         model: where the base model lies; None for what the run names.
         accelerator: where it is to compute, ``cpu`` or ``cuda``.
+        profile: its device profile, a name or a file; None where there is none.
+        run: overrides of the run that is to come, as on the server's command line.
     """
 
     server: str
@@ -66,6 +68,8 @@ class Device:
     label_column: str | None = "label"
     model: str | None = None
     accelerator: str = "cpu"
+    profile: str | None = None
+    run: Sequence[str] = ()
 
 
 def examine(device: Device) -> list[Check]:
@@ -79,6 +83,7 @@ def examine(device: Device) -> list[Check]:
         _data,
         _model,
         _room,
+        _round,
     )
     return [check for part in parts for check in _safely(part, device)]
 
@@ -211,3 +216,25 @@ def _room(device: Device) -> Iterator[Check]:
         text=f"{disk:,.0f} MB free under {folder}"
         + ("" if disk >= _DISK_MB else f", less than {_DISK_MB} (free some, or set --state-dir)"),
     )
+
+
+def _round(device: Device) -> Iterator[Check]:
+    import psutil
+
+    from fedpeft.engines.deploy.foresight import foresee
+
+    if device.profile is None:
+        text = "not predicted: no profile (fedpeft devices bench --output board.yaml, then --device board.yaml)"
+        yield Check(name="round", state="warning", text=text)
+        return
+    found = foresee(device.profile, run=device.run, model=device.model, data=device.data)
+    if found is None:
+        yield Check(name="round", state="warning", text="not predicted: the run's model is not here yet")
+        return
+    needed, usable = found.forecast.cost.peak_memory_mb or 0.0, found.forecast.usable_mb
+    free = psutil.virtual_memory().available / 2**20
+    lack = f"only {free:,.0f} MiB are free" if needed > free else f"{usable:,.0f} MiB are usable here"
+    advice = f": {lack} (end other programs, or have the server set devices.fit=true)"
+    short = needed > min(usable, free)
+    text = f"predicted {found.text()}{advice if short else ''}"
+    yield Check(name="round", state="warning" if short else "ok", text=text)
