@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from fake_grid import FakeGrid, honest_train, small_global, trained
 from flwr.app import ConfigRecord, Message
@@ -30,10 +28,18 @@ def parcels(case: Case, message: Message) -> list[Parcel]:
     return [Parcel.of(one) for one in case.make(message, honest_train(OFFENDER, message))]
 
 
+@pytest.fixture(scope="module")
+def link(tmp_path_factory: pytest.TempPathFactory) -> LocalLink:
+    return LocalLink(tmp_path_factory.mktemp("link"), CLIENTS)
+
+
+@pytest.fixture(scope="module")
+def grid(link: LocalLink) -> ArrivingGrid:
+    return ArrivingGrid(link.grid, max_bytes=MAX_BYTES)
+
+
 @pytest.mark.parametrize("case", [one for one in CASES if one.name not in UNSENDABLE], ids=lambda case: case.name)
-def test_its_sender_is_named_and_the_honest_mean_is_the_model(case: Case, tmp_path: Path) -> None:
-    link = LocalLink(tmp_path, CLIENTS)
-    grid = ArrivingGrid(link.grid, max_bytes=MAX_BYTES)
+def test_its_sender_is_named_and_the_honest_mean_is_the_model(case: Case, link: LocalLink, grid: ArrivingGrid) -> None:
     events: list[Event] = []
     strategy = FedAvg(cohort_size=CLIENTS, guard=UpdateGuard(max_bytes=MAX_BYTES))
     strategy.identity = wire.Identity(run_id="run", config_hash="config", model_hash="model")
