@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 from fedpeft.core.errors import ConfigError
@@ -20,6 +21,8 @@ def check_build(name: str) -> None:
     Raises:
         ConfigError: torch is built without it.
     """
+    # Whatever library asks torch for a card while it is imported must not wake the driver before a fork.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     import torch
 
     if name != "cpu" and torch.version.cuda is None:
