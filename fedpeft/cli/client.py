@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from itertools import chain
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
@@ -15,6 +16,7 @@ from fedpeft.cli.client_options import client_parser
 from fedpeft.core.errors import ConfigError, FedPeftError
 
 if TYPE_CHECKING:
+    from fedpeft.client.fence import Fence
     from fedpeft.client.own import OwnData
     from fedpeft.engines.deploy.answering import Answering
 
@@ -45,27 +47,37 @@ def main(argv: list[str]) -> int:
 
 
 def _examine(options: argparse.Namespace) -> int:
-    """Print the doctor's findings; return 1 where there is a problem."""
-    from fedpeft.engines.deploy.doctor import Device, examine
+    """Print the doctor's findings as they come; return 1 where there is a problem."""
+    from fedpeft.cli.serve import ENGINE, overrides
+    from fedpeft.engines.deploy.doctor import Check, Device, examine
 
-    checks = examine(
-        Device(
-            server=options.server,
-            ca=options.ca,
-            key=options.key,
-            data=options.data,
-            state_dir=options.state_dir,
-            text_columns=options.text_column or ["text"],
-            label_column=options.label_column,
-            model=options.model,
-            accelerator=options.accelerator,
-            profile=options.device,
-            run=options.run,
-        )
+    problems: list[str] = []
+    fence = _tried(problems, lambda: _fence(options))
+    _tried(problems, lambda: _client_id(options))
+    given = _tried(problems, lambda: overrides(options.run)) or []
+    if any(one.startswith("task=") for one in given) and not any(one.startswith("task.path=") for one in given):
+        # The server's own file is not here; this device's has the same columns.
+        given = [*given, f"task.path={options.data}"]
+    device = Device(
+        server=options.server,
+        ca=options.ca,
+        key=options.key,
+        data=options.data,
+        state_dir=options.state_dir,
+        text_columns=options.text_column or ["text"],
+        label_column=options.label_column,
+        model=options.model,
+        accelerator=options.accelerator,
+        profile=options.device,
+        run=[ENGINE, *given],
+        fence=fence,
     )
-    for check in checks:
-        print(check.line())
-    return int(any(check.state == "problem" for check in checks))
+    found = [Check(name="options", state="problem", text=one) for one in problems]
+    worst = bool(found)
+    for check in chain(found, examine(device)):
+        print(check.line(), flush=True)
+        worst = worst or check.state == "problem"
+    return int(worst)
 
 
 def _serve(options: argparse.Namespace) -> NoReturn:
@@ -114,28 +126,30 @@ def _answering(options: argparse.Namespace) -> Answering:
     Raises:
         ConfigError: a line for each problem.
     """
-    from fedpeft.client.fence import DEFAULT_ALLOW, Fence
     from fedpeft.engines.deploy.answering import Answering
 
     problems: list[str] = []
     _tried(problems, lambda: _check_connection(options))
     _tried(problems, lambda: _check_accelerator(options.accelerator))
     client_id = _tried(problems, lambda: _client_id(options))
-    fence = _tried(
-        problems,
-        lambda: Fence(
-            allow=(*DEFAULT_ALLOW, *options.allow),
-            max_steps=options.max_steps,
-            max_seconds=options.max_seconds,
-            max_memory_mb=options.max_memory_mb,
-            max_bytes=options.max_bytes,
-            require_epsilon=options.require_epsilon,
-        ),
-    )
+    fence = _tried(problems, lambda: _fence(options))
     own = _tried(problems, lambda: _own(options, 0 if client_id is None else client_id))
     if problems or own is None or fence is None:
         raise ConfigError(problems)
     return Answering(own=own, fence=fence)
+
+
+def _fence(options: argparse.Namespace) -> Fence:
+    from fedpeft.client.fence import DEFAULT_ALLOW, Fence
+
+    return Fence(
+        allow=(*DEFAULT_ALLOW, *options.allow),
+        max_steps=options.max_steps,
+        max_seconds=options.max_seconds,
+        max_memory_mb=options.max_memory_mb,
+        max_bytes=options.max_bytes,
+        require_epsilon=options.require_epsilon,
+    )
 
 
 def _tried(problems: list[str], make: Callable[[], Made]) -> Made | None:

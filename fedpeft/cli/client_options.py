@@ -73,7 +73,7 @@ def client_parser(prog: str) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="OVERRIDE",
-        help="what the run to come will be, as on the server's command line, e.g. --run +experiment=demo",
+        help="what the run to come will be, as on the server's command line: --run +experiment=demo, again for more",
     )
     check.add_argument("--text-column", action="append", metavar="NAME", help="a column of texts (default: text)")
     check.add_argument("--label-column", default="label", metavar="NAME", help="the column of labels (%(default)s)")

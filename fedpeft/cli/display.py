@@ -16,6 +16,7 @@ from fedpeft.cli import panel
 from fedpeft.cli.progress import Progress
 from fedpeft.core.errors import printable
 from fedpeft.core.events import (
+    ClientLeftOut,
     Event,
     Preparing,
     PrivacyPromised,
@@ -81,6 +82,9 @@ class LiveDisplay:
         """Take one event and show what it changes."""
         if isinstance(event, Preparing):
             self._line(f"{event.what} ...")
+            return
+        if isinstance(event, ClientLeftOut):
+            self._line(f"left out: {event.reason}")
             return
         if isinstance(event, PrivacyPromised):
             # The names of the lines stand in a column of their own, so spaces count.

@@ -271,26 +271,28 @@ def _nothing_left(run_dir: Path, new: bool) -> Iterator[None]:
 @contextmanager
 def _locked(run_dir: Path) -> Iterator[None]:
     """Hold the run directory for this process: two at once would tear its tables apart."""
+    # Workers of a launcher that was killed this moment hold it a little longer than they seem to live.
+    until = time.monotonic() + LOCK_PATIENCE_S
+    while (lock := _try_lock(run_dir)) is None:
+        if time.monotonic() > until:
+            raise CheckpointError(f"{run_dir} is in use by another process (wait for it, or choose another run_dir)")
+        time.sleep(0.02)
+    with lock:
+        yield
+
+
+def _try_lock(run_dir: Path) -> IO[str] | None:
+    """Return the directory's lock, None where another process has it, or has just taken the directory away."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         lock = open(run_dir / ".lock", "w")  # noqa: SIM115
     except OSError as error:
         raise ConfigError(f"run_dir {run_dir} cannot be written: {error.strerror} (set run_dir)") from error
-    with lock:
-        # Workers of a launcher that was killed this moment hold it a little longer than they seem to live.
-        until = time.monotonic() + LOCK_PATIENCE_S
-        while not _try_lock(lock):
-            if time.monotonic() > until:
-                raise CheckpointError(
-                    f"{run_dir} is in use by another process (wait for it, or choose another run_dir)"
-                )
-            time.sleep(0.02)
-        yield
-
-
-def _try_lock(file: IO[str]) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(lock.fileno()), os.stat(run_dir / ".lock")):
+            return lock
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    lock.close()
+    return None

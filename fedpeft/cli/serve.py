@@ -37,18 +37,27 @@ def run(argv: Sequence[str]) -> int:
         return 0
     if {"-m", "--multirun"} & set(argv):
         raise ConfigError("a server runs one federation at a time (leave -m out)")
-    if any(arg.split("=", 1)[0] == "engine" for arg in argv):
-        raise ConfigError("fedpeft server has an engine of its own (leave engine out, or use fedpeft simulate)")
-    # What a person calls the server's is the engine's in the config.
-    args = ["engine." + arg.removeprefix("server.") if arg.startswith("server.") else arg for arg in argv]
+    args = overrides(argv)
     # A service manager ends it by SIGTERM: the run is put on record as interrupted, like after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     return simulate.main([ENGINE, *_sizes(args), *args])
 
 
+def overrides(argv: Sequence[str]) -> list[str]:
+    """Return a server's overrides as the config has them: what a person calls the server's is the engine's there.
+
+    Raises:
+        ConfigError: they name an engine.
+    """
+    if any(arg.split("=", 1)[0] == "engine" for arg in argv):
+        raise ConfigError("fedpeft server has an engine of its own (leave engine out, or use fedpeft simulate)")
+    return ["engine." + arg.removeprefix("server.") if arg.startswith("server.") else arg for arg in argv]
+
+
 def _sizes(argv: Sequence[str]) -> list[str]:
     """Return overrides that make the registered devices the clients, and say so where that changes something."""
     from fedpeft.engines.deploy.registry import Registry
+    from fedpeft.engines.deploy.whereabouts import add_device_hint
 
     given = {arg.split("=", 1)[0]: arg for arg in argv if "=" in arg}
     if "resume" in given:
@@ -58,7 +67,8 @@ def _sizes(argv: Sequence[str]) -> list[str]:
     devices = Registry.load(Path(config["engine"]["state_dir"]).expanduser()).devices
     if not devices:
         raise ConfigError(
-            f"no device is registered in {config['engine']['state_dir']} (run: fedpeft server add-device NAME)"
+            f"no device is registered in {config['engine']['state_dir']} "
+            f"(run: {add_device_hint(Path(config['engine']['state_dir']))})"
         )
     number = max(device.client_id for device in devices) + 1
     wanted = {"num_clients": number, "cohort_size": min(config["cohort_size"], number)}

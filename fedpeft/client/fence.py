@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 
 from fedpeft import config as cfg
 from fedpeft.core.errors import OUT_OF_MEMORY, ConfigError, EngineError, printable
+from fedpeft.device_profiles.memory import PROCESS_DATA_MB
 
 DEFAULT_ALLOW = (
     "fedpeft.methods.",
@@ -170,8 +171,8 @@ class Fence:
             if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
                 raise
             raise EngineError(
-                f"{OUT_OF_MEMORY}: this device allows {self.max_memory_mb:g} MB (--max-memory-mb; a smaller batch, "
-                "rank or model needs less)"
+                f"{OUT_OF_MEMORY}: this device allows {self.max_memory_mb:g} MB, of which its libraries take about "
+                f"{PROCESS_DATA_MB} (--max-memory-mb; a smaller batch, rank or model needs less)"
             ) from error
         finally:
             resource.setrlimit(resource.RLIMIT_DATA, before)

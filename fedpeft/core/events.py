@@ -137,8 +137,16 @@ class RunFinished:
     summary: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientLeftOut:
+    """A device that is there takes no part: ``reason`` says who it is, where that is known, and why."""
+
+    reason: str
+
+
 Event = (
     Preparing
+    | ClientLeftOut
     | PrivacyPromised
     | RunStarted
     | ExchangeStarted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -14,7 +14,7 @@ from flwr.serverapp.strategy import Strategy
 from fedpeft import config as cfg
 from fedpeft.client.runtime import Runtime
 from fedpeft.core import wire
-from fedpeft.core.errors import CheckpointError, ConfigError
+from fedpeft.core.errors import CheckpointError, ConfigError, EngineError
 from fedpeft.core.events import RunStarted, tell
 from fedpeft.core.guard import UpdateGuard
 from fedpeft.core.tensors import specs
@@ -108,9 +108,10 @@ def _serve(grid: Grid, session: Session, privacy: PrivateRounds | None) -> None:
         strategy.search_loss = rounds.search_loss if len(runtime.examples.search_rows) else None
         _settle_in(strategy, runtime, devices, clocked, privacy, fitting)
     start = _resume(session, strategy, clocked)
+    roster.observers = observers
     clients = roster.refresh(clocked, timeout=config["round"]["timeout_s"])
     if not clients:
-        raise ConfigError("no client answered (is any connected?)")
+        _say_why_nobody(roster)
     session.record.started()
     tell(session.observers, beginning(config, start.server_round + 1, len(clients), is_real=session.is_real))
     common: dict[str, Any] = {
@@ -205,6 +206,19 @@ def model_of(config: Mapping[str, Any], checkpoint: Checkpoint) -> Tensors:
         return dict(checkpoint.tensors)
     recall(strategy, checkpoint.state)
     return strategy.model_tensors(dict(checkpoint.tensors))
+
+
+def _say_why_nobody(roster: Roster) -> NoReturn:
+    """End a run that no client takes part in.
+
+    Raises:
+        EngineError: every device that is there is left out.
+        ConfigError: there is none.
+    """
+    if roster.left_out:
+        reasons = "; ".join(dict.fromkeys(roster.left_out.values()))
+        raise EngineError(f"every device that is there is left out: {reasons}")
+    raise ConfigError("no client answered (is any connected?)")
 
 
 def beginning(config: Mapping[str, Any], first_round: int, num_clients: int, *, is_real: bool) -> RunStarted:

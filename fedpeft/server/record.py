@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedpeft.core.events import Aggregated, ClientRejected, ClientReplied, Event, ExchangeStarted, RoundKept, RunStopped
+from fedpeft.core import events
 from fedpeft.core.metrics import perplexity
 from fedpeft.core.wire import NUM_EXAMPLES
 from fedpeft.server import figures
@@ -25,10 +25,10 @@ class _Round:
     """What has happened since the last round was closed."""
 
     cohort_size: int = 0
-    replies: dict[tuple[str, int], ClientReplied] = field(default_factory=dict)
-    rejected: dict[tuple[str, int], ClientRejected] = field(default_factory=dict)
+    replies: dict[tuple[str, int], events.ClientReplied] = field(default_factory=dict)
+    rejected: dict[tuple[str, int], events.ClientRejected] = field(default_factory=dict)
     kept: str | None = None
-    aggregated: Aggregated | None = None
+    aggregated: events.Aggregated | None = None
 
 
 class RunRecord:
@@ -64,6 +64,7 @@ class RunRecord:
         self._dir = run_dir
         self._private = private
         self._stopped: str | None = None
+        self._left_out: list[str] = []
         self._delta = delta
         self._fixed = dict(fixed)
         self._started_at = started_at
@@ -82,21 +83,23 @@ class RunRecord:
             keep_rounds(run_dir / name, resume_after)
         self._earlier_s = sum(row["wall_s"] for row in self._rows)
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: events.Event) -> None:
         """Take note of an event."""
         match event:
-            case ExchangeStarted(kind="train"):
+            case events.ExchangeStarted(kind="train"):
                 self._round.cohort_size = event.cohort_size
-            case ClientReplied():
+            case events.ClientReplied():
                 self._round.replies[event.kind, event.client_id] = event
-            case ClientRejected():
+            case events.ClientRejected():
                 self._round.rejected[event.kind, event.client_id] = event
-            case Aggregated():
+            case events.Aggregated():
                 self._round.aggregated = event
-            case RoundKept():
+            case events.RoundKept():
                 self._round.kept = event.reason
-            case RunStopped():
+            case events.RunStopped():
                 self._stopped = event.reason
+            case events.ClientLeftOut():
+                self._left_out.append(event.reason)
         self._sample_memory()
 
     @property
@@ -187,6 +190,7 @@ class RunRecord:
         summary = {
             "status": status,
             "stopped": self._stopped,
+            "left_out": list(dict.fromkeys(self._left_out)),
             **self._fixed,
             "rounds": len(rounds),
             "initial": self._initial,
@@ -214,11 +218,11 @@ class RunRecord:
             self._peak_at = time.monotonic()
             self._peak_mb = max(self._peak_mb, self._memory_mb())
 
-    def _outcome(self, event: ClientReplied, done: _Round) -> str:
+    def _outcome(self, event: events.ClientReplied, done: _Round) -> str:
         rejection = done.rejected.get((event.kind, event.client_id))
         return f"rejected:{rejection.check}" if rejection else event.outcome
 
-    def _dropped(self, kind: str, events: list[ClientReplied], done: _Round) -> dict[str, int]:
+    def _dropped(self, kind: str, events: list[events.ClientReplied], done: _Round) -> dict[str, int]:
         outcomes = Counter(self._outcome(event, done) for event in events)
         # In asynchronous rounds a reply of an earlier one may be too old to count.
         outcomes += Counter(
@@ -226,7 +230,7 @@ class RunRecord:
         )
         return {outcome: count for outcome, count in sorted(outcomes.items()) if outcome != "ok"}
 
-    def _client_row(self, server_round: int, event: ClientReplied, done: _Round) -> dict[str, Any]:
+    def _client_row(self, server_round: int, event: events.ClientReplied, done: _Round) -> dict[str, Any]:
         outcome = self._outcome(event, done)
         rejection = done.rejected.get((event.kind, event.client_id))
         row = {
@@ -253,7 +257,7 @@ class RunRecord:
         detail = rejection.reason if rejection else event.detail
         return row | {"detail": "not told, because the run is private" if hidden else detail}
 
-    def _client_figures(self, evaluated: list[ClientReplied]) -> dict[str, float]:
+    def _client_figures(self, evaluated: list[events.ClientReplied]) -> dict[str, float]:
         """Return the figures of an evaluation on the clients, {} without one."""
         record = aggregate_client_evaluations(
             {event.client_id: event.metrics for event in evaluated if is_evaluation(event.metrics)}, self._task_kind
@@ -266,7 +270,7 @@ class RunRecord:
             figures |= group_accuracies(name, self._groups, record["group-correct"], record["group-count"])  # type: ignore[arg-type]
         return figures
 
-    def _evaluation_row(self, server_round: int, event: ClientReplied) -> dict[str, Any]:
+    def _evaluation_row(self, server_round: int, event: events.ClientReplied) -> dict[str, Any]:
         correct, count = (event.metrics.get(f"group-{name}", []) for name in ("correct", "count"))
         groups = {name: c / n for name, c, n in zip(self._groups, correct, count, strict=False) if n}  # type: ignore[arg-type]
         accuracy, loss = number(event.metrics.get("eval-accuracy")), number(event.metrics.get("eval-loss"))
@@ -282,12 +286,12 @@ class RunRecord:
         }
 
 
-def _waited_s(evaluated: Sequence[ClientReplied]) -> float:
+def _waited_s(evaluated: Sequence[events.ClientReplied]) -> float:
     """Return what the clock moved by: until the last evaluation came, and the last client that left was gone."""
     return max((event.cost.total_s for event in evaluated if event.outcome in ("ok", "left")), default=0.0)
 
 
-def _traffic(events: Sequence[ClientReplied], prefix: str = "") -> dict[str, int]:
+def _traffic(events: Sequence[events.ClientReplied], prefix: str = "") -> dict[str, int]:
     """Return the bytes of a round's exchanges, each way."""
     return {
         f"{prefix}bytes_down": sum(event.bytes_down for event in events),

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from fedpeft.cli import launch as launch_module
 from fedpeft.cli.main import main
 
 Resume = Callable[..., tuple[int, list[str]]]
@@ -111,3 +114,24 @@ def test_a_run_on_relative_folders_is_resumed_from_elsewhere(
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert main(["simulate", "resume=../run", "rounds=2"]) == 0
     assert main(["simulate", "resume=../run", "rounds=3", "task.path=../task.path"]) == 0
+
+
+def test_a_directory_that_is_taken_away_while_it_is_waited_for_is_made_anew(tmp_path: Path) -> None:
+    """A run that was refused removes its new directory; whoever waited must not hold a lock on nothing."""
+    run_dir = tmp_path / "run"
+    held, waiting = threading.Event(), threading.Event()
+
+    def refused() -> None:
+        with launch_module._locked(run_dir):
+            held.set()
+            waiting.wait(5)
+            time.sleep(0.1)
+            shutil.rmtree(run_dir)
+
+    thread = threading.Thread(target=refused)
+    thread.start()
+    assert held.wait(5)
+    waiting.set()
+    with launch_module._locked(run_dir):
+        assert (run_dir / ".lock").exists()
+    thread.join()

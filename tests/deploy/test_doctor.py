@@ -12,9 +12,12 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
+from fedpeft.client.fence import Fence
 from fedpeft.core.errors import ConfigError
 from fedpeft.engines.deploy.doctor import Check, Device, examine
 from fedpeft.engines.deploy.keys import Certificates, ensure_certificates, make_device_key
@@ -180,8 +183,12 @@ def test_a_folder_without_weights_is_no_model(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     assert one(examine(device(tmp_path, tmp_path, model=str(folder))), "model").state == "problem"
-    (folder / "model.safetensors").write_bytes(b"0" * 2_000_000)
+    save_file({"w": np.zeros(500_000, np.float32)}, folder / "model.safetensors")
     assert "2 MB" in one(examine(device(tmp_path, tmp_path, model=str(folder))), "model").text
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(1_000_000)
+    cut = one(examine(device(tmp_path, tmp_path, model=str(folder))), "model")
+    assert cut.state == "problem" and "is damaged" in cut.text and "copy the whole folder again" in cut.text
     assert one(examine(device(tmp_path, tmp_path, model="some/hub-id")), "model").state == "warning"
 
 
@@ -212,6 +219,24 @@ def test_a_round_is_predicted_from_profile_and_run(tmp_path: Path, toy: list[str
     assert "fedpeft devices bench" in one(examine(replace(known, profile=None)), "round").text
     there = [*run, "model.path=nobody/has-this"]
     assert "not here yet" in one(examine(replace(known, run=there)), "round").text
+
+
+def test_a_run_that_this_device_would_refuse_is_a_problem(tmp_path: Path, toy: list[str]) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "good", "label": 1}\n{"text": "bad", "label": 0}\n' * 20)
+    fence = Fence(max_steps=1, max_seconds=1e-3, max_memory_mb=100, require_epsilon=8)
+    checks = list(examine(device(tmp_path, data, profile="rpi5_8gb", run=toy, fence=fence)))
+    refusals = " ".join(check.text for check in checks if check.name == "round" and check.state == "problem")
+    for option in ("--max-steps", "--max-seconds", "--max-memory-mb", "--require-epsilon"):
+        assert option in refusals
+
+
+def test_whatever_a_library_says_is_one_line_and_the_rest_is_looked_at(tmp_path: Path) -> None:
+    data = tmp_path / "data.parquet"
+    data.write_bytes(b"x")
+    found = {check.name: check for check in examine(device(tmp_path, data, profile="rpi5_8gb", run=()))}
+    assert found["data"].state == found["round"].state == "problem" and "\n" not in found["round"].text
+    assert found["disk"].state == "ok"
 
 
 def seconds(check: Check) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from fake_grid import FakeGrid
-from flwr.app import Message
+from flwr.app import Error, Message
 
 from fedpeft.core import wire
 from fedpeft.engines.deploy.named_grid import NamedGrid
@@ -41,6 +41,16 @@ def test_who_claims_anothers_number_is_left_out_by_name(tmp_path: Path, caplog: 
     with caplog.at_level(logging.WARNING):
         assert Roster().refresh(grid) == []
     assert "says it is client 7, but its key is registered for client 0" in caplog.text
+
+
+def test_a_refusal_names_the_device(tmp_path: Path) -> None:
+    def refuses(message: Message) -> Message:
+        return Message(Error(2, "ConfigError: too many steps"), reply_to=message)
+
+    inner = FakeGrid({40: 3}, hello=refuses)
+    roster = Roster()
+    assert roster.refresh(NamedGrid(inner, registered(tmp_path / "nodes.json", {40: 3}))) == []
+    assert roster.left_out == {40: "client 3: ConfigError: too many steps"}
 
 
 def test_nodes_without_a_registered_key_are_not_asked(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from fedpeft.cli.main import main
 from fedpeft.core.errors import ConfigError
 from fedpeft.engines.deploy.keys import make_device_key
 from fedpeft.engines.deploy.registry import Registry
+from fedpeft.engines.deploy.whereabouts import Whereabouts, held
 
 STORED = ["engine=deploy", "engine.address=127.0.0.1:9123", "engine.state_dir=/kept", "engine.wait_for=2"]
 
@@ -72,7 +73,20 @@ def test_without_a_device_it_says_how_to_register_one(tmp_path: Path, capsys: py
     assert main(["server", f"server.state_dir={tmp_path}"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert f"no device is registered in {tmp_path} (run: fedpeft server add-device NAME)" in said
+    assert f"no device is registered in {tmp_path} (run: fedpeft server add-device NAME --state-dir {tmp_path})" in said
+
+
+def test_a_state_folder_is_one_servers(tmp_path: Path) -> None:
+    """Two on one database would end each other's runs."""
+    Whereabouts(address="127.0.0.1:8000", run_dir="runs/x", pid=4711).write(tmp_path)
+    with (
+        held(tmp_path),
+        pytest.raises(ConfigError, match=r"in use by the server at 127\.0\.0\.1:8000 \(process 4711\)"),
+        held(tmp_path),
+    ):
+        pass
+    with held(tmp_path):
+        pass
 
 
 def test_a_resumed_server_goes_on_where_devices_know_it(tmp_path: Path) -> None:

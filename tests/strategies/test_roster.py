@@ -12,6 +12,7 @@ from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedpeft.core import wire
+from fedpeft.core.events import ClientLeftOut, Event
 from fedpeft.core.types import ClientInfo
 from fedpeft.strategies.fedavg import FedAvg
 from fedpeft.strategies.roster import Roster
@@ -112,8 +113,13 @@ def test_nodes_that_do_not_say_who_they_are_are_left_out(answer: str, caplog: py
 
     grid, roster = FakeGrid(NODES), Roster()
     grid.hello = hello
+    told: list[Event] = []
+    roster.observers = (told.append,)
     assert ids(roster, grid) == [0, 2]
     assert "node 60 is left out" in caplog.text
+    [event] = told
+    assert isinstance(event, ClientLeftOut) and event.reason.startswith("node 60: ")
+    assert roster.left_out == {60: event.reason}
     assert ids(roster, grid) == [0, 2]
     assert len(grid.asked) == 3
 

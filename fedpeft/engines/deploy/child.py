@@ -155,7 +155,7 @@ def _reply(
         # The server gets one line; the operator of the device finds the rest here.
         log.exception("cannot answer %s", message.metadata.message_type)
         told = _told(error)
-    return Message(Error(RAISED, "".join(traceback.format_exception_only(told)).strip()), reply_to=message)
+    return Message(Error(RAISED, f"{type(told).__name__}: {told}"), reply_to=message)
 
 
 def _told(error: Exception) -> Exception:

@@ -9,10 +9,13 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from fedpeft.core.errors import FedPeftError, printable
 from fedpeft.engines.deploy.reach import reach
+
+if TYPE_CHECKING:
+    from fedpeft.client.fence import Fence
 
 State = Literal["ok", "warning", "problem"]
 PACKAGES = ("fedpeft", "torch", "flwr", "transformers", "peft", "numpy")
@@ -56,7 +59,8 @@ class Device:
         model: where the base model lies; None for what the run names.
         accelerator: where it is to compute, ``cpu`` or ``cuda``.
         profile: its device profile, a name or a file; None where there is none.
-        run: overrides of the run that is to come, as on the server's command line.
+        run: overrides of the run that is to come, those of the server as the config calls them.
+        fence: what its operator allows, None for everything.
     """
 
     server: str
@@ -70,10 +74,11 @@ class Device:
     accelerator: str = "cpu"
     profile: str | None = None
     run: Sequence[str] = ()
+    fence: Fence | None = None
 
 
-def examine(device: Device) -> list[Check]:
-    """Look at everything and return what was found, in the order in which a client needs it."""
+def examine(device: Device) -> Iterator[Check]:
+    """Look at everything and yield what was found, in the order in which a client needs it."""
     parts: tuple[Callable[[Device], Iterator[Check]], ...] = (
         _versions,
         _machine,
@@ -85,15 +90,18 @@ def examine(device: Device) -> list[Check]:
         _room,
         _round,
     )
-    return [check for part in parts for check in _safely(part, device)]
+    for part in parts:
+        yield from _safely(part, device)
 
 
 def _safely(part: Callable[[Device], Iterator[Check]], device: Device) -> Iterator[Check]:
     name = part.__name__.strip("_")
     try:
         yield from part(device)
-    except (FedPeftError, OSError) as error:
-        yield Check(name=name, state="problem", text=printable(" ".join(str(error).split())))
+    except Exception as error:
+        # Whatever a library says of a damaged file: the other parts are looked at all the same.
+        kind = "" if isinstance(error, (FedPeftError, OSError)) else f"{type(error).__name__}: "
+        yield Check(name=name, state="problem", text=printable(" ".join(f"{kind}{error}".split())))
 
 
 def _versions(_: Device) -> Iterator[Check]:
@@ -191,8 +199,24 @@ def _model(device: Device) -> Iterator[Check]:
             text=f"{local} is no model folder: expected config.json and *.safetensors in it (copy the whole folder)",
         )
         return
+    for file in weights:
+        if (damage := _damage(file)) is not None:
+            text = f"{file} is damaged: {damage} (copy the whole folder again)"
+            yield Check(name="model", state="problem", text=text)
+            return
     size = sum(file.stat().st_size for file in weights) / _MB
     yield Check(name="model", state="ok", text=f"{local}: {size:,.0f} MB of weights")
+
+
+def _damage(file: Path) -> str | None:
+    """Return what is wrong with a file of weights, by its header and its length; None for nothing."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np"):
+            return None
+    except SafetensorError as error:
+        return printable(str(error))
 
 
 def _room(device: Device) -> Iterator[Check]:
@@ -227,10 +251,12 @@ def _round(device: Device) -> Iterator[Check]:
         text = "not predicted: no profile (fedpeft devices bench --output board.yaml, then --device board.yaml)"
         yield Check(name="round", state="warning", text=text)
         return
-    found = foresee(device.profile, run=device.run, model=device.model, data=device.data)
+    found = foresee(device.profile, run=device.run, model=device.model, data=device.data, fence=device.fence)
     if found is None:
         yield Check(name="round", state="warning", text="not predicted: the run's model is not here yet")
         return
+    for refusal in found.refusals:
+        yield Check(name="round", state="problem", text=f"this device would refuse the run: {refusal}")
     needed, usable = found.forecast.cost.peak_memory_mb or 0.0, found.forecast.usable_mb
     free = psutil.virtual_memory().available / 2**20
     lack = f"only {free:,.0f} MiB are free" if needed > free else f"{usable:,.0f} MiB are usable here"

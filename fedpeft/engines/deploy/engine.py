@@ -28,7 +28,7 @@ from fedpeft.engines.deploy.folder import write_file
 from fedpeft.engines.deploy.processes import ServerProcesses, is_alive
 from fedpeft.engines.deploy.registry import Registry
 from fedpeft.engines.deploy.superlink import admin_secret
-from fedpeft.engines.deploy.whereabouts import Whereabouts, split_address
+from fedpeft.engines.deploy.whereabouts import Whereabouts, add_device_hint, held, split_address
 from fedpeft.engines.session import Start, travelling
 from fedpeft.server.checkpoint import load_checkpoint
 from fedpeft.server.privacy import check_ledgers
@@ -96,7 +96,11 @@ class Deploy:
         state = Path(self.state_dir).expanduser().absolute()
         registry = Registry.load(state)
         if not registry.devices:
-            raise ConfigError(f"no device is registered in {state} (run: fedpeft server add-device NAME)")
+            raise ConfigError(f"no device is registered in {state} (run: {add_device_hint(state)})")
+        with held(state):
+            return self._run(config, start, state, registry)
+
+    def _run(self, config: cfg.Config, start: Start, state: Path, registry: Registry) -> dict[str, Any]:
         certificates = ensure_certificates(state, [split_address(self.address)[0], *self.hosts])
         admin_secret(state)
         tell(start.observers, Preparing(what="reading the names of labels and groups"))

@@ -123,7 +123,9 @@ class ForkingExecutor:
         if status is not None:
             self._end(child, status)
         elif self._patience_s is not None and time.monotonic() - child.began_s > self._patience_s:
-            child.killed_for = f"it took longer than {self._patience_s:g} seconds, so this device ended it"
+            child.killed_for = (
+                f"it took longer than {self._patience_s:g} seconds, twice --max-seconds, so this device ended it"
+            )
             os.kill(child.pid, signal.SIGKILL)
 
     def close(self) -> None:

@@ -65,9 +65,12 @@ class NamedGrid(PassingGrid):
 
     def _checked(self, reply: Message) -> Message:
         question = self._questions.pop(reply.metadata.reply_to_message_id, None)
-        if question is None or reply.has_error():
+        if question is None:
             return reply
         node_id = question.metadata.dst_node_id
+        if reply.has_error():
+            who = f"client {self._clients().get(node_id)}"
+            return Message(Error(reply.error.code, f"{who}: {reply.error.reason}"), reply_to=question)
         try:
             claimed = wire.read_hello(reply.content, node_id).client_id
         except WireError:

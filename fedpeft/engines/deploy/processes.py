@@ -46,8 +46,8 @@ class ServerProcesses:
     _children: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict, init=False)
 
     def __enter__(self) -> ServerProcesses:
-        write_file(self._secret, secrets.token_bytes(32), private=True)
         _refuse_taken(*split_address(self.address))
+        write_file(self._secret, secrets.token_bytes(32), private=True)
         try:
             for name in ("superlink", "superexec"):
                 self._start(name)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -71,6 +74,34 @@ class Whereabouts:
         """The address at which this machine reaches the server: one for every interface has a loopback among them."""
         host, port = split_address(self.address)
         return join_address({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a state folder for this server: another on the same database would end its runs.
+
+    Raises:
+        ConfigError: another server holds it, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(folder / ".server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written: {error.strerror} (set server.state_dir)") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        there = Whereabouts.read(folder)
+        who = f"the server at {there.address} (process {there.pid})" if there else "another server"
+        raise ConfigError(f"{folder} is in use by {who}: end it, or set server.state_dir to another folder") from None
+    finally:
+        os.close(lock)
+
+
+def add_device_hint(folder: Path) -> str:
+    """Return the command that registers a device in a state folder."""
+    return f"fedpeft server add-device NAME --state-dir {folder}"
 
 
 def split_address(text: str) -> tuple[str, int]:
