@@ -237,6 +237,9 @@ def test_whatever_a_library_says_is_one_line_and_the_rest_is_looked_at(tmp_path:
     found = {check.name: check for check in examine(device(tmp_path, data, profile="rpi5_8gb", run=()))}
     assert found["data"].state == found["round"].state == "problem" and "\n" not in found["round"].text
     assert found["disk"].state == "ok"
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    assert "holds no examples" in one(examine(device(tmp_path, empty, profile="rpi5_8gb")), "round").text
 
 
 def seconds(check: Check) -> float:

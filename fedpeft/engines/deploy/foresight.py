@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedpeft.core.errors import ConfigError
+from fedpeft.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from fedpeft.client.fence import Fence
@@ -69,6 +69,8 @@ def foresee(
     if not is_here(config["model"]["path"], config["model"]["revision"]):
         return None
     num_examples = most_examples(data)
+    if num_examples == 0:
+        raise DataError(f"{data} holds no examples (set --data to your file of texts)")
     blueprint = draw(config, Assumed(num_examples=num_examples), [profile])
     [found] = forecast(blueprint)
     refusals = [] if fence is None else _refusals(fence, config, num_examples, found)
