@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import select
 import time
 from collections.abc import Callable
@@ -28,8 +29,8 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S, _STEADY_S = 1.0, 60.0, 120.0
 _REGISTERED_S, _RETURN_S = 10.0, 600.0
 """Seconds for which a refused device tries again: a server that just started may still be registering its devices, and
 one that took this device before may have started anew."""
-_QUIET_S = 10.0
-"""Seconds after which a device says that it waits: to be let in takes two or three."""
+_QUIET_S = 30.0
+"""Seconds after which a device says that it waits for a server that is there: to be let in takes two or three."""
 log = logging.getLogger(__name__)
 
 
@@ -68,7 +69,7 @@ class Client:
         self._taken_s: float | None = None
         self._refused_since_s: float | None = None
         self._connected = self._prepared = False
-        self._there = True
+        self._there_s = math.inf
 
     def run(self) -> NoReturn:
         """Serve for ever: what ends it is an exception.
@@ -137,11 +138,11 @@ class Client:
 
         from fedpeft.engines.flower_private_device import run_superexec
 
-        began, quiet = time.monotonic(), True
+        self._there_s, quiet = time.monotonic(), True
         while not self._connected:
             select.select([node.hearer.fd], [], [], 0.5)
             self._between()
-            if quiet and self._there and time.monotonic() - began > _QUIET_S:
+            if quiet and time.monotonic() - self._there_s > _QUIET_S:
                 quiet = False
                 self._say("not let in yet: a device with this key may be there already; waiting until it leaves")
         if not self._prepared:
@@ -167,7 +168,7 @@ class Client:
             if event["kind"] == "refused":
                 raise _Refused(_refusal(event, self._settings.server))
             if event["kind"] in ("lost", "back"):
-                self._there = event["kind"] == "back"
+                self._there_s = time.monotonic() if event["kind"] == "back" else math.inf
             if event["kind"] == "lost" and self._taken_s is None:
                 self._say(f"no server at {self._settings.server} yet, trying until there is one")
                 continue
