@@ -69,9 +69,12 @@ def is_here(path: str, revision: str | None = None) -> bool:
         return is_complete(find(path.removeprefix(_PACKAGE)), cache_dir())
     if _local(path, None, "model", None) is not None:
         return True
-    from huggingface_hub import try_to_load_from_cache
+    from transformers.utils.hub import cached_file
 
-    return isinstance(try_to_load_from_cache(path, "config.json", revision=revision), str)
+    try:
+        return cached_file(path, "config.json", revision=revision, local_files_only=True) is not None
+    except OSError:
+        return False
 
 
 def load_table(
